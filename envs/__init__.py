@@ -1,0 +1,1 @@
+"""Things that observe and apply. They import vla_runtime, never policies."""

@@ -1,0 +1,1 @@
+"""Scripted demonstrators: they read the simulator through the environment that made them, and act through `apply`."""

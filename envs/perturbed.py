@@ -1,0 +1,202 @@
+"""An environment that does not always do as it is told: wrong starts, pushes and dropped objects.
+
+It wears the Env protocol around another environment, so that nothing else knows of it. What it disturbs is
+what is *executed*; a recorder on the line still sees the answer to the state, which is how demonstrations
+of coming back are made. Everything is drawn from (seed, task, episode): equal resets are disturbed equally.
+
+A disturbance stays inside the range of the ActionSpec. Of the arm, groups of kind delta and velocity are
+replaced by a random direction, absolute ones are offset from the command, whose rotations are left alone
+(an offset on a rotation's components is no rotation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.interfaces import Env, Policy
+from vla_runtime.types import ActionSpec, Command, EnvSpec, Float, Group, Observation, Outcome, UnsupportedTask
+
+# Absolute positions in metres are offset by this much; other absolute groups by this share of their range.
+_OFFSET_METRES = 0.05
+_OFFSET_SHARE = 0.05
+# Rotations by delta or velocity are pushed with this share of their range: the hand must not turn over.
+_ROTATION_SHARE = 0.3
+_FIRST_PUSH = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Push:
+    """Periods [start, start + steps), and the directions, float64 [A] in [-1, 1], that the arm is pushed in."""
+
+    start: int
+    steps: int
+    direction: np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Perturbed:
+    """Env around `env`. wrong_start, drop: chances in [0, 1] an episode; others as in configs/collect.yaml.
+
+    ValueError for a chance outside [0, 1] or a negative count.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        seed: int = 0,
+        wrong_start: float = 0.7,
+        wrong_start_steps: int = 20,
+        pushes: int = 3,
+        push_steps: int = 8,
+        drop: float = 0.3,
+    ):
+        for name, chance in (("wrong_start", wrong_start), ("drop", drop)):
+            if not 0 <= chance <= 1:
+                raise ValueError(f"perturbation.{name}: expected a chance from 0 to 1, got {chance}")
+        for name, count in (("wrong_start_steps", wrong_start_steps), ("pushes", pushes), ("push_steps", push_steps)):
+            if count < 0:
+                raise ValueError(f"perturbation.{name}: expected at least 0, got {count}")
+        self._env, self._seed = env, seed
+        self._wrong_start, self._wrong_start_steps = wrong_start, wrong_start_steps
+        self._max_pushes, self._push_steps, self._drop_chance = pushes, push_steps, drop
+        self._start_time = 0.0
+        self._step = 0
+        self._closed_for = 0
+        self._pushes: list[_Push] = []
+        self._drop: tuple[int, int] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # What else the environment offers (progress, control_specs, both_controls) shows through.
+        if name == "_env":
+            raise AttributeError(name)
+        return getattr(self._env, name)
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._env.spec
+
+    def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
+        """As the environment's own, then perhaps some wrong motion; time begins at 0 after it."""
+        facts = dict(self._env.reset(seed, task, episode))
+        generator = np.random.default_rng((self._seed, seed, task, episode))
+        wrong = int(generator.integers(1, self._wrong_start_steps + 1)) if self._wrong_start_steps else 0
+        wrong *= int(generator.random() < self._wrong_start)
+        towards = generator.uniform(-1, 1, self.spec.action.size)
+        self._pushes = self._draw_pushes(generator)
+        drop_after, drop_for = int(generator.integers(3, 25)), int(generator.integers(6, 13))
+        self._drop = (drop_after, drop_for) if generator.random() < self._drop_chance else None
+        self._step = self._closed_for = 0
+        moved = self._move_wrongly(_Push(0, wrong, towards), int(generator.integers(2**31)))
+        self._start_time = self._env.observe().time
+        facts["perturbation"] = {
+            "wrong_start": moved,
+            "pushes": [[push.start, push.steps] for push in self._pushes],
+            "drop": None if self._drop is None else list(self._drop),
+        }
+        return facts
+
+    def observe(self, cameras: Sequence[str] = ()) -> Observation:
+        observation = self._env.observe(cameras)
+        times = {name: time - self._start_time for name, time in observation.image_times.items()}
+        return replace(observation, time=observation.time - self._start_time, image_times=times)
+
+    def apply(self, command: Command) -> None:
+        """Carry out the command, or what a push makes of it."""
+        spec = self.spec.action
+        spec.validate(command.values)
+        values = command.values
+        for push in self._pushes:
+            if push.start <= self._step < push.start + push.steps:
+                values = pushed(spec, values, push.direction)
+        values = self._dropping(spec, values)
+        self._step += 1
+        self._env.apply(command if values is command.values else replace(command, values=values))
+
+    def outcome(self) -> Outcome | None:
+        return self._env.outcome()
+
+    def expert(self, seed: int, style: str = "uni") -> Policy:
+        return self._env.expert(seed, style)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _draw_pushes(self, generator: np.random.Generator) -> list[_Push]:
+        found: list[_Push] = []
+        start = _FIRST_PUSH
+        for _ in range(int(generator.integers(0, self._max_pushes + 1))):
+            start += int(generator.integers(0, 40))
+            steps = int(generator.integers(1, self._push_steps + 1)) if self._push_steps else 0
+            found.append(_Push(start, steps, generator.uniform(-1, 1, self.spec.action.size)))
+            # Time to come back before the next.
+            start += steps + 10
+        return found
+
+    def _move_wrongly(self, push: _Push, seed: int) -> int:
+        """Execute pushed answers of the expert; returns for how many periods."""
+        if not push.steps:
+            return 0
+        try:
+            policy = self._env.expert(seed)
+        except UnsupportedTask:
+            return 0
+        session, spec = policy.begin(seed), self.spec.action
+        first: Float | None = None
+        steps = 0
+        while steps < push.steps and self._env.outcome() is None:
+            cameras = [camera.name for camera in policy.spec.cameras]
+            observation = self._env.observe(cameras)
+            answer = spec.clamp(session.predict([observation]).actions[0])[0]
+            # The gripper stays as it was told first: an object is not to be gripped before the episode begins.
+            first = answer if first is None else first
+            values = _with_binary(spec, pushed(spec, answer, push.direction), first)
+            self._env.apply(Command(values, observation.time))
+            steps += 1
+        policy.close()
+        return steps
+
+    def _dropping(self, spec: ActionSpec, values: Float) -> Float:
+        """Open the gripper by force for a moment, once, after it was told to close for a while."""
+        for group in spec.groups:
+            if self._drop is None or group.open is None or group.close is None:
+                continue
+            part = spec.slices[group.name]
+            closing = np.abs(values[part] - group.close) < np.abs(values[part] - group.open)
+            self._closed_for += int(bool(closing.all()))
+            after, steps = self._drop
+            if after < self._closed_for <= after + steps:
+                values = values.copy()
+                values[part] = group.open
+        return values
+
+
+def pushed(spec: ActionSpec, values: Float, direction: np.ndarray[Any, np.dtype[np.float64]]) -> Float:
+    """`values` float32 [A] with the arm pushed along `direction` [A] in [-1, 1], within the range; not the gripper."""
+    result = values.copy()
+    for group in spec.groups:
+        part = spec.slices[group.name]
+        result[part] = _pushed_group(group, values[part], direction[part])
+    return spec.clamp(result)[0]
+
+
+def _pushed_group(group: Group, values: Float, direction: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+    reach = np.array([_half_range(low, high) for low, high in zip(group.low, group.high, strict=True)])
+    if group.kind in ("delta", "velocity"):
+        return direction * reach * (1.0 if group.rotation is None else _ROTATION_SHARE)
+    if group.kind == "absolute" and group.rotation is None:
+        return values + direction * (_OFFSET_METRES if group.units == "m" else 2 * reach * _OFFSET_SHARE)
+    return values
+
+
+def _half_range(low: float, high: float) -> float:
+    return (high - low) / 2 if np.isfinite(high - low) else 1.0
+
+
+def _with_binary(spec: ActionSpec, values: Float, source: Float) -> Float:
+    for group in spec.groups:
+        if group.kind == "binary":
+            values[spec.slices[group.name]] = source[spec.slices[group.name]]
+    return values

@@ -1,0 +1,124 @@
+"""robosuite 1.4's single-arm tasks as environments: any of them by name, under OSC_POSE at 20 Hz.
+
+It stands at both ends of the line: `observe` and `apply`. The contract, the physics of a control period
+and rendering are `envs.osc_arm`'s; what a task means is in `envs.robosuite_tasks`. It knows no policy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from envs.mujoco_range import require_supported_mujoco
+from envs.osc_arm import OscArm, numpy_seeded
+from envs.robosuite_tasks import INSTRUCTIONS, check_task, progress, widen_placement
+from vla_runtime.interfaces import Policy
+from vla_runtime.types import Outcome
+
+CAMERAS: Mapping[str, Sequence[int]] = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
+
+
+class Robosuite(OscArm):
+    """One robosuite task.
+
+    task_class: robosuite's name of it. cameras: {name in the model: [height, width]}. instruction: the text
+    of observations, by default the task's own. widen: metres by which the region where objects start grows
+    on every side. dead_band: see `OscArm`. The hand is always the Panda's, whose two fingers the state
+    describes; robot: the arm that carries it. allow_mujoco: accept a MuJoCo outside the supported range.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_class: str,
+        name: str | None = None,
+        instruction: str | None = None,
+        robot: str = "Panda",
+        control: str = "delta",
+        cameras: Mapping[str, Sequence[int]] = CAMERAS,
+        max_steps: int = 200,
+        widen: float = 0.0,
+        dead_band: float = 0.0,
+        allow_mujoco: bool = False,
+    ):
+        check_task(task_class)
+        self._facts = require_supported_mujoco(allow_mujoco)
+        versions = _versions()
+        super().__init__(
+            name=name or task_class.lower(),
+            tasks=(instruction or INSTRUCTIONS[task_class],),
+            max_steps=max_steps,
+            cameras=cameras,
+            control=control,
+            dead_band=dead_band,
+            versions=versions,
+        )
+        self._instruction = self._spec.tasks[0]
+        self._raw = _build(task_class, robot, control, rate_hz=round(1.0 / self._spec.period))
+        widen_placement(self._raw, widen)
+        known = self._raw.sim.model.camera_names
+        for camera in cameras:
+            if camera not in known:
+                nearest = get_close_matches(camera, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"env.cameras: expected some of {sorted(known)}, got {camera!r}; nearest: {nearest}")
+
+    def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
+        if task != 0:
+            raise ValueError(f"task: expected 0, the only task of {self._spec.name}, got {task}")
+        # A hard reset builds the model anew: sizes of objects are drawn with it, and neither the gripper's
+        # ramp nor the controller's goal outlives it. It takes a fifth of a second.
+        with numpy_seeded(seed, task, episode):
+            self._raw.reset()
+        self._tick = 0
+        return {"initial_state": self.state_hash(), **self._facts}
+
+    def outcome(self) -> Outcome | None:
+        return Outcome(True, "success", 1.0) if self._raw._check_success() else None
+
+    def progress(self) -> float | None:
+        """How far the task is, in [0, 1]; None for a task without a measure."""
+        return progress(self._raw)
+
+    def expert(self, seed: int, style: str = "uni") -> Policy:
+        from envs.experts.robosuite import expert_for
+
+        return expert_for(self, seed, style)
+
+
+def _build(task_class: str, robot: str, control: str, rate_hz: int) -> Any:
+    """The raw environment, without cameras of its own: `OscArm` renders when asked."""
+    import robosuite
+    from robosuite.robots import ROBOT_CLASS_MAPPING
+
+    if robot not in ROBOT_CLASS_MAPPING or ROBOT_CLASS_MAPPING[robot].__name__ != "SingleArm":
+        arms = sorted(name for name, kind in ROBOT_CLASS_MAPPING.items() if kind.__name__ == "SingleArm")
+        nearest = get_close_matches(robot, arms, cutoff=0.3) or arms
+        raise ValueError(f"env.robot: expected one of {arms}, got {robot!r}; nearest: {', '.join(nearest)}")
+    controller = robosuite.load_controller_config(default_controller="OSC_POSE")
+    controller["control_delta"] = control == "delta"
+    # What the constructor draws is replaced by the first reset; seeded only to leave the caller's generator alone.
+    with numpy_seeded(0):
+        return robosuite.make(
+            task_class,
+            robots=robot,
+            gripper_types="PandaGripper",
+            controller_configs=controller,
+            control_freq=rate_hz,
+            use_camera_obs=False,
+            has_offscreen_renderer=False,
+            ignore_done=True,
+            hard_reset=True,
+        )
+
+
+def _versions() -> Mapping[str, str]:
+    # robosuite warns about a file of macros that nobody needs; its logger takes its level from here.
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    import mujoco
+    import robosuite
+
+    return {"robosuite": robosuite.__version__, "mujoco": mujoco.__version__, "numpy": np.__version__}

@@ -1,0 +1,1 @@
+"""Things that predict. They import vla_runtime, never envs."""

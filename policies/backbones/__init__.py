@@ -1,0 +1,1 @@
+"""Networks that turn observations into context once, and action slots into hidden states many times."""

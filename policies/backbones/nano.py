@@ -1,0 +1,177 @@
+"""A small backbone from scratch: convolution stems, bytes for words, a short trunk, the shared action decoder.
+
+About five million parameters, so that it trains on two cores and runs in milliseconds. Every camera gives at
+most 36 tokens, the instruction a few, proprioception one; the trunk mixes them once per observation and the
+decoder reads them at every step. There is no vocabulary file: an instruction is its UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward
+from policies.batch import Batch
+from policies.images import resize, to_unit
+
+# Cells of a camera's feature map on a side: 6 x 6 tokens, 72 for two cameras.
+_CELLS = 6
+_STRIDE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class NanoConfig:
+    """cameras: their names in order; image_size: pixels every image is resized to, a multiple of 16, at most 96.
+
+    state_size: S; the rest are sizes of the network. max_bytes: longest instruction.
+    """
+
+    cameras: tuple[str, ...]
+    state_size: int
+    image_size: int = 96
+    width: int = 192
+    heads: int = 6
+    trunk_depth: int = 2
+    decoder_depth: int = 6
+    text_tokens: int = 4
+    max_bytes: int = 160
+
+    def __post_init__(self) -> None:
+        if self.image_size % _STRIDE or not _STRIDE <= self.image_size <= _CELLS * _STRIDE:
+            raise ValueError(
+                f"nano: expected image_size a multiple of {_STRIDE} up to {_CELLS * _STRIDE}, got {self.image_size}"
+            )
+        if not self.cameras or len(self.cameras) > 2:
+            raise ValueError(f"nano: expected one or two cameras, got {list(self.cameras)}")
+
+
+class Nano(nn.Module):
+    """Backbone from scratch; see the module."""
+
+    name = "nano"
+
+    def __init__(self, config: NanoConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.width = width
+        self.stems = nn.ModuleDict({camera: _Stem(width) for camera in config.cameras})
+        cells = (config.image_size // _STRIDE) ** 2
+        self.places = nn.Parameter(torch.randn(len(config.cameras), cells, width) * 0.02)
+        self.text = _Bytes(width, config.heads, config.text_tokens, config.max_bytes)
+        self.state = nn.Sequential(nn.Linear(config.state_size, width), nn.GELU(), nn.Linear(width, width))
+        self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
+        self.trunk = nn.ModuleList(_TrunkLayer(width, config.heads) for _ in range(config.trunk_depth))
+        self.trunk_norm = nn.LayerNorm(width)
+        self.decoder = ActionDecoder(width, config.decoder_depth, config.heads)
+
+    def encode(self, batch: Batch) -> Context:
+        """Once per observation. ValueError for a camera that is missing or an instruction that is empty or too long."""
+        return self.decoder.remember(self.features(batch))
+
+    def features(self, batch: Batch) -> Tensor:
+        """The trunk's tokens [B, N, D]: what `encode` hands to the decoder, and what a frozen trunk may cache."""
+        tokens = [self.state(batch.state_BS)[:, None] + self.kinds[0]]
+        tokens.append(self.text(batch.instructions) + self.kinds[1])
+        for index, camera in enumerate(self.config.cameras):
+            if camera not in batch.images:
+                raise ValueError(f"nano: expected the camera {camera!r}, got {sorted(batch.images)}")
+            image = to_unit(resize(batch.images[camera], self.config.image_size), self.kinds.dtype)
+            tokens.append(self.stems[camera](image) + self.places[index] + self.kinds[2])
+        mixed = torch.cat(tokens, dim=1)
+        for layer in self.trunk:
+            mixed = layer(mixed)
+        return self.trunk_norm(mixed)  # type: ignore[no-any-return]
+
+    def step(
+        self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B, L, D] aligned with the slots; any number of times per context."""
+        return self.decoder.step(context, slots_BLD, mask_LL, cond_BD)
+
+    def extend(self, context: Context, slots_BLD: Tensor) -> Context:
+        """The context with slots that are now fixed; their hidden states lie in `hidden_BLD`."""
+        return self.decoder.extend(context, slots_BLD)
+
+    def forward(
+        self, batch: Batch, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
+    ) -> Tensor:
+        """Encode and step in one pass, for training."""
+        return self.step(self.encode(batch), slots_BLD, mask_LL, cond_BD)
+
+    def state_of_config(self) -> dict[str, Any]:
+        """What a checkpoint keeps; `from_config` takes it back."""
+        return {**asdict(self.config), "cameras": list(self.config.cameras)}
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Nano:
+        """An untrained backbone from plain values."""
+        return cls(NanoConfig(**{**values, "cameras": tuple(values["cameras"])}))
+
+
+class _Stem(nn.Module):
+    """Four convolutions of stride 2 with group norm: [B, 3, S, S] -> [B, (S / 16)^2, D]."""
+
+    def __init__(self, width: int):
+        channels = (3, 32, 64, 128, width)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.GELU()]
+        layers += [nn.Conv2d(width, width, 1)]
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class _Bytes(nn.Module):
+    """Instructions to a few tokens: bytes and places embedded, mixed locally, read by learned queries."""
+
+    def __init__(self, width: int, heads: int, tokens: int, max_bytes: int):
+        super().__init__()
+        self.max_bytes = max_bytes
+        self.embed = nn.Embedding(257, width, padding_idx=256)
+        self.places = nn.Parameter(torch.randn(max_bytes, width) * 0.02)
+        self.mix = nn.Conv1d(width, width, 5, padding=2)
+        self.queries = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.norm = nn.LayerNorm(width)
+        self.read = Attention(width, heads)
+
+    def forward(self, instructions: Sequence[str]) -> Tensor:
+        encoded = [instruction.encode() for instruction in instructions]
+        for instruction, data in zip(instructions, encoded, strict=True):
+            if not 0 < len(data) <= self.max_bytes:
+                raise ValueError(
+                    f"instruction: expected 1 to {self.max_bytes} bytes, got {len(data)}: {instruction[:40]!r}"
+                )
+        longest = max(len(data) for data in encoded)
+        ids = torch.full((len(encoded), longest), 256)
+        for row, data in zip(ids, encoded, strict=True):
+            row[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        ids = ids.to(self.places.device)
+        known = ids != 256
+        values = self.embed(ids) + self.places[:longest] * known[..., None]
+        values = (values + F.gelu(self.mix(values.transpose(1, 2)).transpose(1, 2))) * known[..., None]
+        queries = self.queries.expand(len(encoded), -1, -1)
+        answer = self.read(queries, self.read.keys_values(self.norm(values)), known[:, None, None])
+        return queries + answer  # type: ignore[no-any-return]
+
+
+class _TrunkLayer(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.feed_forward = FeedForward(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.attention_norm(tokens)
+        tokens = tokens + self.attention(normed, self.attention.keys_values(normed))
+        return tokens + self.feed_forward(self.feed_norm(tokens))  # type: ignore[no-any-return]

@@ -1,0 +1,225 @@
+"""A checkpoint is one folder: weights, and everything else as data. One folder in, one policy out; strict.
+
+    checkpoint.json       names of parts from a closed table, their sizes, contract, statistics, tokenizer
+    weights.safetensors   fp16
+
+Nothing in the folder is code, and nothing it names is imported: a name that is not in the table is refused,
+as are weights that are missing, left over, or of another shape. A class of one's own comes from the caller,
+by `heads=`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from policies.backbones.nano import Nano
+from policies.heads.autoregressive import Autoregressive
+from policies.heads.beast import Beast
+from policies.heads.diffusion import Diffusion, Flow
+from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.heads.regression import Regression
+from policies.tokenizers.bins import Bins
+from policies.tokenizers.bspline import BSpline
+from policies.vla import VLAPolicy
+from vla_runtime.contract import Contract
+from vla_runtime.decoding.denoise import Denoising
+from vla_runtime.decoding.masked import MaskedDecoding
+from vla_runtime.disk import write_json
+from vla_runtime.transforms import Normalise
+from vla_runtime.types import EnvSpec, PolicySpec
+
+VERSION = 1
+CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
+
+BACKBONES: dict[str, Any] = {"nano": Nano}
+TOKENIZERS: dict[str, Any] = {"bins": Bins, "bspline": BSpline}
+HEADS: dict[str, Any] = {
+    "autoregressive": Autoregressive,
+    "beast": Beast,
+    "diffusion": Diffusion,
+    "discrete_diffusion": DiscreteDiffusion,
+    "flow": Flow,
+    "regression": Regression,
+}
+# Heads that speak in tokens; the others answer rows.
+TOKEN_HEADS = ("autoregressive", "beast", "discrete_diffusion")
+_OPTIONS: dict[str, Any] = {"decoding": MaskedDecoding, "denoising": Denoising}
+_KEYS = {
+    *("version", "name", "backbone", "head", "tokenizer", "contract"),
+    *("max_committed", "state", "action", "seen", "training"),
+}
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint of ours: what was expected where, and what was found."""
+
+
+def make_head(
+    name: str,
+    width: int,
+    rows: int,
+    size: int,
+    options: Mapping[str, Any],
+    tokenizer: Any,
+    heads: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A head by name. ValueError for a name that is not in the table, or a tokenizer where none or another fits."""
+    table = {**HEADS, **(heads or {})}
+    if name not in table:
+        raise ValueError(f"head: expected one of {sorted(table)}, got {name!r}")
+    values = {key: _OPTIONS[key](**value) if key in _OPTIONS else value for key, value in options.items()}
+    if name in TOKEN_HEADS:
+        if tokenizer is None:
+            raise ValueError(f"head {name}: expected a tokenizer ({', '.join(TOKENIZERS)}), got none")
+        return table[name](tokenizer, width, **values)  # type: ignore[no-any-return]
+    if tokenizer is not None:
+        raise ValueError(f"head {name}: expected tokenizer=none, got {tokenizer.name}; it answers rows, not tokens")
+    return table[name](rows, size, width, **values)  # type: ignore[no-any-return]
+
+
+def save_policy(
+    folder: str | Path, policy: VLAPolicy, head_options: Mapping[str, Any], training: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint: into a folder beside it, then renamed, so that what was there stays whole until then."""
+    folder = Path(folder)
+    spec, head, backbone = policy.spec, policy.head, policy.backbone
+    tokenizer = getattr(head, "tokenizer", None)
+    document = {
+        "version": VERSION,
+        "name": spec.name,
+        "backbone": {"name": backbone.name, "config": backbone.state_of_config()},  # type: ignore[operator]
+        "head": {"name": head.name, "options": dict(head_options)},
+        "tokenizer": None if tokenizer is None else {"name": tokenizer.name, "state": tokenizer.state()},
+        "contract": Contract.of(spec).document(),
+        "max_committed": spec.max_committed,
+        "state": {"low": policy.state.low.tolist(), "high": policy.state.high.tolist()},
+        "action": {"low": policy.action.low.tolist(), "high": policy.action.high.tolist()},
+        "seen": sorted(spec.seen),
+        "training": dict(training),
+    }
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        weights = {key: value.detach().to(torch.float16).cpu().contiguous() for key, value in _weights(policy).items()}
+        save_file(weights, str(part / WEIGHTS))
+        write_json(part / CONFIG, document)
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> VLAPolicy:
+    """The policy of a folder, on the CPU in fp32. heads: classes of one's own by name. CheckpointError as above."""
+    folder = Path(folder)
+    document = _document(folder)
+    try:
+        contract = Contract.read(document["contract"])
+        backbone = _named(document["backbone"], BACKBONES, "backbone").from_config(document["backbone"]["config"])
+        tokenizer = document["tokenizer"]
+        if tokenizer is not None:
+            tokenizer = _named(tokenizer, TOKENIZERS, "tokenizer")(**tokenizer["state"])
+        _named(document["head"], {**HEADS, **(heads or {})}, "head")
+        if contract.horizon is None:
+            raise CheckpointError("contract: expected a horizon, got none")
+        head = make_head(
+            document["head"]["name"], backbone.width, contract.horizon, contract.action.size,
+            {**document["head"]["options"], "max_committed": document["max_committed"]}, tokenizer, heads,
+        )  # fmt: skip
+        spec = PolicySpec(
+            name=document["name"],
+            cameras=contract.cameras,
+            state=contract.state,
+            action=contract.action,
+            period=1.0 / contract.rate_hz,
+            horizon=contract.horizon,
+            max_committed=document["max_committed"],
+            statistics=contract.statistics,
+            seen=frozenset(document["seen"]),
+        )
+        policy = VLAPolicy(spec, backbone, head, Normalise(**document["state"]), Normalise(**document["action"]))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG}: expected a checkpoint of version {VERSION}, got {type(error).__name__}: {error}"
+        ) from error
+    _fill(policy, folder / WEIGHTS)
+    return policy
+
+
+def pretrained(env: EnvSpec, folder: str) -> VLAPolicy:
+    """The policy of a folder, as `rollout` builds it; the runner compares its contract with the environment's."""
+    return load_policy(folder)
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint folder with {CONFIG}, got none; train one with vla_runtime.finetune"
+        )
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        got = document.get("version") if isinstance(document, dict) else type(document).__name__
+        raise CheckpointError(f"{path}: expected a checkpoint of version {VERSION}, got {got!r}")
+    if set(document) != _KEYS:
+        raise CheckpointError(
+            f"{path}: missing {sorted(_KEYS - set(document))}, unknown {sorted(set(document) - _KEYS)}"
+        )
+    return document
+
+
+def _named(entry: Mapping[str, Any], table: Mapping[str, Any], what: str) -> Any:
+    if entry["name"] not in table:
+        raise CheckpointError(
+            f"{what}: expected one of {sorted(table)}, got {entry['name']!r}; nothing was imported or run"
+        )
+    return table[entry["name"]]
+
+
+def _weights(policy: VLAPolicy) -> dict[str, torch.Tensor]:
+    return {
+        **{f"backbone.{key}": value for key, value in policy.backbone.state_dict().items()},
+        **{f"head.{key}": value for key, value in policy.head.state_dict().items()},
+    }
+
+
+def _fill(policy: VLAPolicy, path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected the weights, got no such file")
+    try:
+        weights = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: expected whole safetensors, got {error}") from error
+    wanted = _weights(policy)
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or extra:
+        raise CheckpointError(f"{path}: missing {missing[:5]} ({len(missing)}), not wanted {extra[:5]} ({len(extra)})")
+    for key, value in weights.items():
+        if value.shape != wanted[key].shape:
+            raise CheckpointError(f"{path}: {key}: expected {list(wanted[key].shape)}, got {list(value.shape)}")
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key}: expected finite weights, got NaN or infinity")
+    for module, prefix in ((policy.backbone, "backbone."), (policy.head, "head.")):
+        module.load_state_dict(
+            {key.removeprefix(prefix): value.float() for key, value in weights.items() if key.startswith(prefix)}
+        )

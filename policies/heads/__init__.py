@@ -1,0 +1,1 @@
+"""From hidden states to actions: one file a way of decoding."""

@@ -1,0 +1,79 @@
+"""Masked discrete diffusion over the ids of any tokenizer: bins, or B-spline tokens.
+
+Discrete Diffusion VLA (arXiv 2508.20072): in training a random share of the tokens, cosine in a uniform
+draw, is masked and predicted from the others; decoding begins with all masked and commits the surest tokens
+round by round. Over B-spline tokens the sequence is short, of fixed length, and a wrong token bends only
+part of the curve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from policies.batch import Batch, Committed
+from policies.heads.slots import PrefixSlots, free_tokens, keep_committed, weighted_mean
+from policies.tokenizers.bins import Bins
+from policies.tokenizers.bspline import BSpline
+from vla_runtime.decoding.masked import MaskedDecoding, MaskedResult, decode_masked, draw_noise
+
+
+class DiscreteDiffusion(nn.Module):
+    """ActionHead over a tokenizer. decoding: the checkpoint's own way to decode."""
+
+    name = "discrete_diffusion"
+
+    def __init__(
+        self, tokenizer: Bins | BSpline, width: int, max_committed: int = 8, decoding: MaskedDecoding | None = None
+    ):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.decoding = decoding or MaskedDecoding()
+        self.prefix = PrefixSlots(tokenizer.size, width, max_committed)
+        # The last row stands for a masked token.
+        self.embed = nn.Embedding(tokenizer.vocab_size + 1, width)
+        self.places = nn.Parameter(torch.randn(tokenizer.num_tokens, width) * 0.02)
+        self.out = nn.Linear(width, tokenizer.vocab_size)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def loss(self, backbone: Any, batch: Batch, actions_BTA: Tensor, committed: Committed | None) -> Tensor:
+        """Cross-entropy of the masked tokens, those of given rows left out (section 3 of the paper)."""
+        ids = self.tokenizer.encode(actions_BTA)
+        share = torch.cos(torch.rand(len(batch), device=ids.device) * torch.pi / 2).clamp(1e-6, 1)
+        count = (share * ids.shape[1]).round().clamp_min(1)
+        masked = torch.rand(ids.shape, device=ids.device).argsort(1).argsort(1) < count[:, None]
+        logits = self._logits(backbone, backbone.encode(batch), committed, ids, masked)
+        losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+        weights = masked.float() * free_tokens(actions_BTA, committed, self.tokenizer.influence()).flatten(1)
+        return weighted_mean(losses, weights)
+
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Gumbel noise for all rounds; none when the decoding is greedy."""
+        return draw_noise(self.decoding, batch, self.tokenizer.num_tokens, self.tokenizer.vocab_size, generator)
+
+    def decode(
+        self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
+    ) -> Tensor:
+        """A chunk float [B, T, A] in [-1, 1]."""
+        ids = self.decode_ids(backbone, context, committed, noise, batch).ids_BL
+        return keep_committed(self.tokenizer.decode(ids).clamp(-1, 1), committed)
+
+    def decode_ids(
+        self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
+    ) -> MaskedResult:
+        """The tokens, and how the rounds went."""
+
+        def logits_of(ids: Tensor, masked: Tensor) -> Tensor:
+            return self._logits(backbone, context, committed, ids, masked)
+
+        length = self.tokenizer.num_tokens
+        return decode_masked(logits_of, length, batch, self.decoding, noise, device=self.places.device)
+
+    def _logits(self, backbone: Any, context: Any, committed: Committed | None, ids: Tensor, masked: Tensor) -> Tensor:
+        tokens = torch.where(masked, torch.full_like(ids, self.tokenizer.vocab_size), ids)
+        slots = torch.cat([self.prefix(committed, len(ids)), self.embed(tokens) + self.places], dim=1)
+        hidden = backbone.step(context, slots)
+        return self.out(hidden[:, -self.tokenizer.num_tokens :])  # type: ignore[no-any-return]

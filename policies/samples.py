@@ -1,0 +1,110 @@
+"""A recorded data set as tensors in memory, cut into batches by step number alone.
+
+Which samples a step sees, how they are augmented and how many leading actions are given follows from (seed,
+step): so training that was killed goes on exactly where it was. It knows data sets, not networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policies.batch import Batch, Committed
+from policies.images import resize
+from vla_runtime.data.reader import Dataset
+from vla_runtime.transforms import Normalise
+
+# Pixels an image may be shifted by, as a share of its side, and how far its brightness may move.
+_SHIFT = 0.06
+_BRIGHTNESS = 0.15
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Rows whose images are fresh. images: {camera: uint8 [F, S, S, 3]}; chunks [F, T, A] and states are normalised.
+
+    episode_F: which episode a sample is of; instructions: one a sample.
+    """
+
+    images: dict[str, Tensor]
+    states_FS: Tensor
+    chunks_FTA: Tensor
+    episode_F: NDArray[np.int64]
+    instructions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Batch, Tensor]:
+        """Observations and their chunks [B, T, A]."""
+        chosen = torch.as_tensor(list(indices))
+        images = {name: values[chosen] for name, values in self.images.items()}
+        instructions = tuple(self.instructions[i] for i in indices)
+        return Batch(images, self.states_FS[chosen], instructions), self.chunks_FTA[chosen]
+
+    def split(self, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices for training and for validation: whole episodes are held out, at least one."""
+        episodes = np.unique(self.episode_F)
+        if len(episodes) < 2:
+            raise ValueError(f"data: expected at least two episodes, to hold one out, got {len(episodes)}")
+        count = max(1, round(held_out * len(episodes)))
+        held = np.random.default_rng(seed).choice(episodes, count, replace=False)
+        kept = ~np.isin(self.episode_F, held)
+        return np.flatnonzero(kept), np.flatnonzero(~kept)
+
+
+def read_samples(dataset: Dataset, image_size: int, state: Normalise, action: Normalise) -> Samples:
+    """Everything of a data set that training needs, images already `image_size` pixels square."""
+    cameras = {name: [] for name in dataset.cameras}  # type: dict[str, list[Tensor]]
+    states, chunks, episodes, instructions = [], [], [], []
+    starts = [record.start for record in dataset.episodes]
+    for index in range(len(dataset)):
+        observation, chunk = dataset[index]
+        for name, images in cameras.items():
+            images.append(resize(torch.from_numpy(observation.images[name])[None], image_size)[0])
+        states.append(state.forward(observation.state))
+        chunks.append(action.forward(chunk.actions))
+        episodes.append(int(np.searchsorted(starts, dataset.row(index), side="right")) - 1)
+        instructions.append(observation.instruction)
+    if not instructions:
+        raise ValueError(f"{dataset.folder}: expected samples, got none")
+    return Samples(
+        images={name: torch.stack(images) for name, images in cameras.items()},
+        states_FS=torch.from_numpy(np.stack(states)),
+        chunks_FTA=torch.from_numpy(np.stack(chunks)),
+        episode_F=np.array(episodes),
+        instructions=tuple(instructions),
+    )
+
+
+def augmented(batch: Batch, generator: torch.Generator, state_noise: float, state_dropout: float) -> Batch:
+    """Images shifted and lit differently, states blurred, and in some samples left out (zero, the middle of the range).
+
+    A policy that can lean on proprioception alone never learns to look.
+    """
+    images = {}
+    for name, values in batch.images.items():
+        count, side = values.shape[0], values.shape[1]
+        reach = max(1, round(_SHIFT * side))
+        padded = F.pad(values.permute(0, 3, 1, 2).float(), (reach,) * 4, mode="replicate").permute(0, 2, 3, 1)
+        offsets = torch.randint(0, 2 * reach + 1, (count, 2), generator=generator).tolist()
+        moved = [one[top : top + side, left : left + side] for one, (top, left) in zip(padded, offsets, strict=True)]
+        light = 1 + _BRIGHTNESS * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+        images[name] = (torch.stack(moved) * light).clamp(0, 255).to(torch.uint8)
+    states = batch.state_BS + state_noise * torch.randn(batch.state_BS.shape, generator=generator)
+    kept = torch.rand(len(batch), 1, generator=generator) >= state_dropout
+    return Batch(images, states * kept, batch.instructions)
+
+
+def drawn_committed(actions_BTA: Tensor, most: int, generator: torch.Generator) -> Committed:
+    """A random number of leading rows, 0 to `most`, as given; half of the samples have none."""
+    batch = len(actions_BTA)
+    counts = torch.randint(0, most + 1, (batch,), generator=generator)
+    counts = counts * (torch.rand(batch, generator=generator) < 0.5)
+    return Committed(actions_BTA[:, :most], counts)

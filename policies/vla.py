@@ -1,0 +1,115 @@
+"""VLAPolicy: transforms, a backbone and a head, as a Policy that anything on the line can ask.
+
+Contract units and numpy outside, [-1, 1] and tensors inside; the only place where one becomes the other. It
+knows no environment and no file: `policies.checkpoint` makes one from a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policies.batch import Batch, Committed
+from vla_runtime.transforms import Normalise
+from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
+
+
+class VLAPolicy:
+    """Policy over a backbone and a head. state, action: how contract units become [-1, 1]; max_committed is the spec's.
+
+    Nothing of an episode is kept here: sessions may be interleaved at will.
+    """
+
+    def __init__(self, spec: PolicySpec, backbone: nn.Module, head: nn.Module, state: Normalise, action: Normalise):
+        if spec.observation_offsets != (0,):
+            raise SpecMismatch(f"observation_offsets: expected (0,), got {spec.observation_offsets}")
+        self._spec = spec
+        self.backbone, self.head = backbone.eval(), head.eval()
+        self.state, self.action = state, action
+        self._binary = [
+            (spec.action.slices[group.name], group.open, group.close)
+            for group in spec.action.groups
+            if group.kind == "binary" and group.open is not None and group.close is not None
+        ]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> VLAPolicy:
+        """The policy of a checkpoint folder."""
+        from policies.checkpoint import load_policy
+
+        return load_policy(folder)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self._spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def begin(self, seed: int) -> VLASession:
+        """A session whose noise is drawn from `seed`."""
+        return VLASession(self, seed)
+
+    def close(self) -> None: ...
+
+    def batch(self, observations: Sequence[Observation]) -> Batch:
+        """B observations as tensors. SpecMismatch for one that is not what the spec says."""
+        for observation in observations:
+            self._spec.state.validate(observation.state)
+            for camera in self._spec.cameras:
+                if camera.name not in observation.images:
+                    raise SpecMismatch(f"camera {camera.name!r}: expected an image, got {sorted(observation.images)}")
+                camera.validate(observation.images[camera.name])
+        images = {
+            camera.name: torch.from_numpy(np.stack([o.images[camera.name] for o in observations]))
+            for camera in self._spec.cameras
+        }
+        states = torch.from_numpy(self.state.forward(np.stack([o.state for o in observations])))
+        return Batch(images, states, tuple(o.instruction for o in observations)).to(self.device)
+
+    def committed(self, rows: Float | None) -> Committed | None:
+        """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many."""
+        most = self._spec.max_committed
+        if rows is None or len(rows) == 0:
+            return None
+        if len(rows) > most:
+            raise SpecMismatch(f"committed: expected at most {most} rows, got {len(rows)}")
+        padded = np.zeros((1, most, self._spec.action.size), np.float32)
+        padded[0, : len(rows)] = self.action.forward(rows)
+        return Committed(torch.from_numpy(padded).to(self.device), torch.tensor([len(rows)], device=self.device))
+
+    def actions(self, unit_BTA: Tensor) -> Float:
+        """Normalised rows to contract units float32 [B, T, A]; a gripper is open or closed, nothing between."""
+        values = self.action.backward(unit_BTA.float().cpu().numpy())
+        for part, opened, closed in self._binary:
+            nearer = np.abs(values[..., part] - closed) < np.abs(values[..., part] - opened)
+            values[..., part] = np.where(nearer, np.float32(closed), np.float32(opened))
+        return values
+
+
+class VLASession:
+    """One episode: a stream of noise and nothing else."""
+
+    def __init__(self, policy: VLAPolicy, seed: int):
+        self._policy = policy
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def predict(
+        self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
+    ) -> ActionChunk:
+        policy: Any = self._policy
+        observation = observations[-1]
+        noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
+        context = policy.backbone.encode(policy.batch([observation]))
+        unit = policy.head.decode(policy.backbone, context, policy.committed(committed), noise)
+        rows = policy.actions(unit)[0]
+        if committed is not None and len(committed):
+            rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit
+        return ActionChunk(rows, observation.time, policy.spec.period, observation.time)

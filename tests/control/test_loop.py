@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from envs.reach import Reach
+from policies.hold import Hold
+from vla_runtime.control.clock import SystemClock, VirtualClock
+from vla_runtime.control.limits import Limits
+from vla_runtime.control.loop import Run, run
+from vla_runtime.control.trace import percentiles
+from vla_runtime.types import ActionChunk, Command, Observation, PolicySpec, SpecMismatch
+
+
+class Recording(Reach):
+    """Remembers what was asked of it."""
+
+    def reset(self, seed, task, episode):
+        self.asked, self.applied = [], []
+        return super().reset(seed, task, episode)
+
+    def observe(self, cameras=()):
+        self.asked.append(tuple(cameras))
+        return super().observe(cameras)
+
+    def apply(self, command):
+        self.applied.append(command)
+        super().apply(command)
+
+
+class Script:
+    """A policy and session that answers with numbered rows."""
+
+    def __init__(self, env, horizon=4, offsets=(0,), value=0.1):
+        spec = env.spec
+        self.spec = PolicySpec("script", spec.cameras, spec.state, spec.action, spec.period, horizon, offsets)
+        self.seen, self.value = [], value
+
+    def begin(self, seed):
+        return self
+
+    def predict(self, observations, committed=None, deadline=None):
+        self.seen.append(observations)
+        rows = np.full((self.spec.horizon, 2), self.value, np.float32)
+        rows[:, 0] = np.arange(self.spec.horizon) / 100 + len(self.seen) / 10
+        time = observations[-1].time
+        return ActionChunk(rows, time, self.spec.period, time)
+
+
+def play(env, policy, **options):
+    env.reset(0, 0, 0)
+    return run(env, policy.begin(0), policy.spec, VirtualClock(), **{"replan": 4, **options})
+
+
+def test_cameras_only_when_a_plan_is_due():
+    env = Recording()
+    result = play(env, Script(env), max_steps=10)
+    both = ("overhead", "hand")
+    assert env.asked == [both, (), (), (), both, (), (), (), both, ()]
+    assert (result.steps, result.plans) == (10, 3)
+    played = [float(command.values[0]) for command in env.applied]
+    np.testing.assert_allclose(played, [0.1, 0.11, 0.12, 0.13, 0.2, 0.21, 0.22, 0.23, 0.3, 0.31], atol=1e-6)
+
+
+def test_fewer_rows_than_the_horizon_can_be_executed():
+    env = Recording()
+    play(env, Script(env), replan=2, max_steps=4)
+    np.testing.assert_allclose([c.values[0] for c in env.applied], [0.1, 0.11, 0.2, 0.21], atol=1e-6)
+
+
+def test_earlier_observations_carry_the_images_of_their_own_time():
+    env, period = Recording(), 0.05
+    policy = Script(env, offsets=(-2, 0))
+    play(env, policy, max_steps=9)
+    times = [[round(o.time / period) for o in seen] for seen in policy.seen]
+    assert times == [[0, 0], [2, 4], [6, 8]]
+    for seen in policy.seen:
+        for observation in seen:
+            assert set(observation.images) == {"overhead", "hand"}
+            assert set(observation.image_times.values()) == {observation.time}
+
+
+def test_time_runs_out_with_progress():
+    env = Recording()
+    result = play(env, Hold(env.spec, horizon=4), max_steps=5)
+    assert (result.outcome.success, result.outcome.reason, result.steps) == (False, "time", 5)
+    assert 0 <= result.outcome.progress <= 1
+
+
+def test_out_of_range_is_clamped_and_counted():
+    env = Recording()
+    result = play(env, Script(env, value=99.0), max_steps=6)
+    assert result.clamped == 6
+    assert all(command.values[1] == env.spec.action.high[1] for command in env.applied)
+
+
+class Sick(Script):
+    def predict(self, observations, committed=None, deadline=None):
+        chunk = super().predict(observations)
+        if len(self.seen) == 2:
+            chunk.actions[1, 1] = np.nan
+        return chunk
+
+
+def test_a_bad_chunk_ends_the_run_but_keeps_what_happened():
+    env = Recording()
+    result = Run()
+    with pytest.raises(SpecMismatch, match=r"joints\.elbow"):
+        play(env, Sick(env), result=result)
+    assert (result.steps, result.plans, len(result.trace.commands)) == (4, 2, 4)
+
+
+class Stopped(Reach):
+    def observe(self, cameras=()):
+        seen = super().observe(cameras)
+        return Observation(seen.state, seen.images, seen.instruction, 0.0, seen.image_times)
+
+
+def test_an_environment_whose_time_stands_still_is_refused():
+    env = Stopped()
+    with pytest.raises(SpecMismatch, match="observation time"):
+        play(env, Script(env))
+
+
+@pytest.mark.parametrize("replan", [0, 5])
+def test_replan_must_fit_the_horizon(replan):
+    env = Reach()
+    with pytest.raises(ValueError, match=r"loop\.replan"):
+        play(env, Script(env), replan=replan)
+
+
+def test_recording_can_ask_for_frames():
+    env = Recording()
+    ticks = []
+    play(env, Script(env), max_steps=6, cameras_every=3, on_tick=ticks.append)
+    assert [bool(tick.observation.images) for tick in ticks] == [True, False, False, True, True, False]
+    assert [tick.index for tick in ticks] == list(range(6))
+
+
+def test_limits_leave_good_commands_alone():
+    spec = Reach().spec.action
+    limits = Limits(spec)
+    command = Command(np.zeros(2, np.float32), 0.0)
+    assert limits.clamp(command) is command
+    with pytest.raises(SpecMismatch, match=r"joints\.shoulder"):
+        limits.clamp(Command(np.array([np.nan, 0], np.float32), 0.0))
+
+
+def test_clocks():
+    virtual = VirtualClock(5.0)
+    virtual.sleep_until(6.0)
+    virtual.sleep_until(5.5)
+    assert virtual.now() == 6.0
+    system = SystemClock()
+    deadline = system.now() + 0.01
+    system.sleep_until(deadline)
+    assert 0 <= system.now() - deadline < 0.5
+
+
+def test_percentiles_of_nothing():
+    assert percentiles([]) == {"p50": None, "p95": None, "p99": None}
+    assert percentiles([0.001], 1e3) == {"p50": 1.0, "p95": 1.0, "p99": 1.0}

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vla_runtime.evaluation.folder import RowFile, check_same_run, claim, read_rows, sort_rows
+
+CONFIG = {"env": {"control": "delta"}, "episodes": 2, "out": "a", "workers": 1}
+
+
+def row(episode, task=0):
+    return {"task": task, "episode": episode, "success": True}
+
+
+def test_rows_survive_and_are_sorted(tmp_path):
+    file = RowFile(tmp_path, [])
+    for episode in (2, 0, 1):
+        file.append(row(episode))
+    file.close()
+    assert [one["episode"] for one in read_rows(tmp_path)] == [2, 0, 1]
+    assert [one["episode"] for one in sort_rows(tmp_path)] == [0, 1, 2]
+    assert [one["episode"] for one in read_rows(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("damage", ['{"task": 0, "epi', "\x00\x00", '{"task": 0}', "[]"])
+def test_a_damaged_last_line_is_dropped_with_a_warning(tmp_path, damage, caplog):
+    good = json.dumps(row(0)) + "\n"
+    (tmp_path / "episodes.jsonl").write_text(good + damage)
+    assert read_rows(tmp_path) == [row(0)]
+    assert "damaged and dropped" in caplog.text
+    RowFile(tmp_path, read_rows(tmp_path)).close()
+    assert (tmp_path / "episodes.jsonl").read_text() == json.dumps(row(0), sort_keys=True) + "\n"
+
+
+def test_damage_in_the_middle_and_repeats_are_refused(tmp_path):
+    path = tmp_path / "episodes.jsonl"
+    path.write_text('{"task": 0, "epi\n' + json.dumps(row(0)) + "\n")
+    with pytest.raises(ValueError, match="line 1 is damaged"):
+        read_rows(tmp_path)
+    path.write_text(2 * (json.dumps(row(0)) + "\n"))
+    with pytest.raises(ValueError, match="line 2 repeats task 0 episode 0"):
+        read_rows(tmp_path)
+
+
+def test_another_config_is_refused_with_a_diff(tmp_path):
+    claim(tmp_path, CONFIG)
+    check_same_run(tmp_path, {**CONFIG, "workers": 4, "out": "elsewhere"})
+    with pytest.raises(ValueError, match=r"env\.control: 'delta' there, 'absolute' asked for"):
+        check_same_run(tmp_path, {**CONFIG, "env": {"control": "absolute"}})

@@ -1,0 +1,78 @@
+"""Processes that crash, hang or refuse to start."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from vla_runtime.evaluation.workers import run_jobs
+
+
+def build_echo(folder):
+    """Work that misbehaves on request; a file per job remembers that it was tried."""
+
+    def work(job):
+        name, behaviour = job
+        marker = Path(folder) / name
+        first = not marker.exists()
+        marker.touch()
+        if behaviour == "crash" or (behaviour == "crash once" and first):
+            os.kill(os.getpid(), signal.SIGKILL)
+        while behaviour == "hang" or (behaviour == "hang once" and first):
+            pass
+        return name.upper()
+
+    return {"pid": os.getpid()}, work
+
+
+def build_nothing(folder):
+    raise FileNotFoundError("expected assets, got none")
+
+
+def build_death(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def play(tmp_path, jobs, workers=2, timeout=60.0, build=build_echo):
+    results, failures = {}, {}
+    run_jobs(
+        build,
+        (str(tmp_path),),
+        lambda facts: jobs,
+        lambda job, result: results.__setitem__(job[0], result),
+        lambda job, reason: failures.__setitem__(job[0], reason),
+        workers=workers,
+        timeout=timeout,
+    )
+    return results, failures
+
+
+def test_lost_workers_are_replaced_and_jobs_retried_once(tmp_path):
+    jobs = [("a", ""), ("b", "crash once"), ("c", ""), ("d", "crash"), ("e", "hang once"), ("f", "")]
+    results, failures = play(tmp_path, jobs, timeout=1.5)
+    assert results == {name: name.upper() for name in "abcef"}
+    assert list(failures) == ["d"]
+    assert "died" in failures["d"]
+
+
+def test_a_job_that_always_hangs_is_given_up(tmp_path):
+    results, failures = play(tmp_path, [("a", "hang"), ("b", "")], workers=1, timeout=0.5)
+    assert results == {"b": "B"}
+    assert "no answer within 0.5 s" in failures["a"]
+
+
+def test_no_jobs_is_fine(tmp_path):
+    assert play(tmp_path, []) == ({}, {})
+
+
+def test_a_build_error_arrives_as_itself(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected assets"):
+        play(tmp_path, [("a", "")], build=build_nothing)
+
+
+def test_a_worker_that_cannot_start_ends_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match="could not start"):
+        play(tmp_path, [("a", "")], build=build_death)

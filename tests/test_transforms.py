@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from envs.osc_arm import ABSOLUTE, delta_spec
+from vla_runtime.transforms import (
+    Normalise,
+    absolute_from_delta,
+    axis_angle_from_matrix,
+    delta_from_absolute,
+    matrix_from_axis_angle,
+    matrix_from_quaternion,
+    matrix_from_rot6d,
+    quaternion_from_matrix,
+    rot6d_from_matrix,
+)
+
+ANGLES = [0.0, 1e-14, 1e-9, 1e-4, 1.0, np.pi - 1e-7, np.pi]
+
+
+def rotations():
+    yield from Rotation.random(200, random_state=0)
+    for angle in ANGLES:
+        for axis in np.eye(3):
+            yield Rotation.from_rotvec(angle * axis)
+
+
+def test_conventions_are_scipys():
+    for rotation in rotations():
+        matrix = rotation.as_matrix()
+        np.testing.assert_allclose(matrix_from_rot6d(rot6d_from_matrix(matrix)), matrix, atol=1e-12)
+        np.testing.assert_allclose(matrix_from_axis_angle(rotation.as_rotvec()), matrix, atol=1e-12)
+        np.testing.assert_allclose(matrix_from_quaternion(quaternion_from_matrix(matrix)), matrix, atol=1e-12)
+        np.testing.assert_allclose(matrix_from_quaternion(rotation.as_quat()), matrix, atol=1e-12)
+        back = matrix_from_axis_angle(axis_angle_from_matrix(matrix))
+        np.testing.assert_allclose(back, matrix, atol=1e-7)
+        assert np.linalg.norm(axis_angle_from_matrix(matrix)) <= np.pi + 1e-9
+
+
+def test_rot6d_is_the_first_two_columns_and_is_orthogonalised():
+    matrix = Rotation.from_euler("xyz", [0.3, -0.7, 2.0]).as_matrix()
+    np.testing.assert_array_equal(rot6d_from_matrix(matrix), np.concatenate([matrix[:, 0], matrix[:, 1]]))
+    loose = matrix_from_rot6d(2.5 * rot6d_from_matrix(matrix) + 0.01)
+    np.testing.assert_allclose(loose.T @ loose, np.eye(3), atol=1e-12)
+    assert np.linalg.det(loose) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("values", [np.zeros(6), [1, 0, 0, 2, 0, 0]])
+def test_no_rotation_is_an_error(values):
+    with pytest.raises(ValueError, match="expected a rotation"):
+        matrix_from_rot6d(values)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=7, max_size=7), st.integers(0, 1000))
+def test_delta_and_absolute_say_the_same(values, seed):
+    delta = np.array(values, np.float32)
+    position = np.random.default_rng(seed).uniform(-0.5, 0.5, 3)
+    matrix = Rotation.random(random_state=seed).as_matrix()
+    goal = absolute_from_delta(delta, position, matrix, delta_spec())
+    assert goal.dtype == np.float32
+    back = delta_from_absolute(goal, position, matrix, delta_spec())
+    np.testing.assert_allclose(back, delta, atol=2e-5)
+
+
+def test_far_goals_are_cut_to_the_range():
+    goal = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, -1], np.float32)
+    delta = delta_from_absolute(goal, np.zeros(3), np.eye(3), delta_spec())
+    np.testing.assert_array_equal(delta, [1, 0, 0, 0, 0, 0, -1])
+
+
+def statistics(size, **changes):
+    base = {"min": -2.0, "max": 4.0, "q01": -1.0, "q99": 3.0}
+    return {key: np.full(size, value) for key, value in {**base, **changes}.items()}
+
+
+def test_normalising_is_paired_and_asks_the_kind():
+    """Quantiles for deltas, extremes for absolute goals, a gripper as it is."""
+    delta = Normalise.of(delta_spec(), statistics(7))
+    np.testing.assert_array_equal(delta.low, [-1.0] * 6 + [-1.0])
+    np.testing.assert_array_equal(delta.high, [3.0] * 6 + [1.0])
+    absolute = Normalise.of(ABSOLUTE, statistics(10))
+    np.testing.assert_array_equal(absolute.low, [-2.0] * 9 + [-1.0])
+    values = np.random.default_rng(0).uniform(-2, 4, (50, 10)).astype(np.float32)
+    values[:, 9] = np.sign(values[:, 9])
+    np.testing.assert_allclose(absolute.backward(absolute.forward(values)), values, atol=1e-6)
+    assert np.abs(delta.forward(np.full(7, 99, np.float32))).max() == 1
+
+
+def test_what_never_varied_comes_back():
+    flat = Normalise([2.0, 0.0], [2.0, 1.0])
+    np.testing.assert_array_equal(flat.forward(np.array([2.0, 0.5], np.float32)), [0, 0])
+    np.testing.assert_array_equal(flat.backward(np.array([0.7, 0.0], np.float32)), [2.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Normalise.of(delta_spec(), {"min": [0] * 7}), "expected 'max'"),
+        (lambda: Normalise.of(delta_spec(), statistics(6)), "expected 7 numbers, got 6"),
+        (lambda: Normalise([1.0], [0.0]), "low <= high"),
+        (lambda: Normalise([np.nan], [0.0]), "finite"),
+    ],
+)
+def test_missing_statistics_are_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,255 @@
+"""Compare two runs episode by episode: `python -m vla_runtime.compare A B margin=0.05`.
+
+A is the folder of the reference run, B the folder of the candidate. Both began the same episodes from the
+same states, so episodes are paired, and the difference is success(B) - success(A): negative when the
+candidate loses. The verdict is non-inferior when the whole 95 % interval of the difference lies above
+-margin, inferior when it lies below, inconclusive otherwise.
+
+What may differ between the runs is what a comparison is about: the policy, how it decodes, the loop that
+drives it. Anything else that differs would be mistaken for an effect of these, and is refused. This file
+reads folders; it knows no environment, no policy and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vla_runtime.evaluation.folder import read_config, read_rows
+from vla_runtime.evaluation.statistics import (
+    INCONCLUSIVE,
+    NON_INFERIOR,
+    Interval,
+    check_margin,
+    mcnemar_mid_p,
+    mcnemar_p,
+    newcombe_interval,
+    pairs_needed,
+    tango_interval,
+    verdict,
+)
+
+logger = logging.getLogger(__name__)
+
+# The subject of a comparison, and what has no influence on an episode.
+COMPARED = frozenset({"policy", "decode", "loop"})
+BOOKKEEPING = frozenset({"out", "workers", "video", "shard", "merge", "require", "device", "style", "timeout"})
+
+Key = tuple[int, int, str]
+Row = Mapping[str, Any]
+
+# As many unpaired episodes or differing values as one message lists; the rest are counted.
+_LISTED = 20
+
+
+def compare(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Compare the runs in folders config["a"] (reference) and config["b"] (candidate) at config["margin"].
+
+    Returns the report and the exit code: 0 only for non-inferior, 2 (with an "error") for a margin that is
+    none or a folder not given. Episodes that ended in an error count as failures. ValueError, with a list,
+    when a folder is missing or holds no finished episode, when something differs that must not, or when an
+    episode of one run has no partner in the other.
+    """
+    margin = config["margin"]
+    try:
+        check_margin(margin)
+        folders = [_folder(config, name) for name in ("a", "b")]
+    except ValueError as error:
+        return {"error": str(error)}, 2
+    configs = [read_config(folder) for folder in folders]
+    rows_a, rows_b = (read_rows(folder) for folder in folders)
+    for folder, rows in zip(folders, (rows_a, rows_b), strict=True):
+        if not rows:
+            raise ValueError(f"{folder}: expected finished episodes in episodes.jsonl, got none; run the rollout first")
+        _warn_if_incomplete(folder)
+    differing = [f"{key}: A has {a!r}, B has {b!r}" for key, a, b in differing_keys(*configs)]
+    pairs, unpaired = pair(rows_a, rows_b)
+    differing += differing_facts(pairs)
+    if differing or unpaired:
+        raise ValueError("\n".join(_refusal(differing, unpaired)))
+    report = judge(pairs, margin)
+    _show(report)
+    return report, 0 if report["verdict"] == NON_INFERIOR else 1
+
+
+def judge(pairs: Sequence[tuple[Row, Row]], margin: float) -> dict[str, Any]:
+    """The report on paired rows (reference, candidate): counts, difference, intervals, p, verdict."""
+    outcomes = Counter((bool(a["success"]), bool(b["success"])) for a, b in pairs)
+    both, neither = outcomes[True, True], outcomes[False, False]
+    only_a, only_b = outcomes[True, False], outcomes[False, True]
+    # The candidate goes first: a difference is p_first - p_second.
+    interval = newcombe_interval(both, only_b, only_a, neither)
+    decision = verdict(interval, margin)
+    return {
+        "n": len(pairs),
+        "both": both,
+        "only_a": only_a,
+        "only_b": only_b,
+        "neither": neither,
+        "errors_a": sum(a["error"] is not None for a, _ in pairs),
+        "errors_b": sum(b["error"] is not None for _, b in pairs),
+        "difference": _rounded((only_b - only_a) / len(pairs)),
+        "ci95": _limits(interval),
+        "ci95_tango": _limits(tango_interval(both, only_b, only_a, neither)),
+        "p_mcnemar": mcnemar_p(only_b, only_a),
+        "p_mid": mcnemar_mid_p(only_b, only_a),
+        "margin": margin,
+        "verdict": decision,
+        "n_needed": pairs_needed(both, only_b, only_a, neither, margin) if decision == INCONCLUSIVE else None,
+    }
+
+
+def pair(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> tuple[list[tuple[Row, Row]], list[str]]:
+    """Rows of equal (task, episode, loop latency, initial state), and one line for every row without a partner.
+
+    An episode that died before its reset has no initial state; it is a failure, and pairs with any.
+    ValueError when a run holds the same episode twice.
+    """
+    by_key_a, by_key_b = _by_key(rows_a, "A"), _by_key(rows_b, "B")
+    pairs, unpaired = [], []
+    for key in sorted(by_key_a.keys() | by_key_b.keys()):
+        a, b = by_key_a.get(key), by_key_b.get(key)
+        if a is None or b is None:
+            unpaired.append(f"{_named(key)}: only in {'B' if a is None else 'A'}")
+        elif _began(a) and _began(b) and a["initial_state"] != b["initial_state"]:
+            unpaired.append(f"{_named(key)}: initial state {a['initial_state']} in A, {b['initial_state']} in B")
+        else:
+            pairs.append((a, b))
+    return pairs, unpaired
+
+
+def differing_keys(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, A's value, B's value) of every difference that makes two runs incomparable."""
+    flat_a, flat_b = dict(_flat(config_a)), dict(_flat(config_b))
+    missing = "(not set)"
+    return [
+        (key, flat_a.get(key, missing), flat_b.get(key, missing))
+        for key in sorted(flat_a.keys() | flat_b.keys())
+        # `choices` repeats what each config group was set to.
+        if key.removeprefix("choices.").split(".")[0] not in COMPARED | BOOKKEEPING
+        and (key not in flat_a or key not in flat_b or flat_a[key] != flat_b[key])
+    ]
+
+
+def differing_facts(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
+    """One line for every simulator version, override or control that differs within a pair, with how often."""
+    seen: Counter[str] = Counter()
+    for a, b in pairs:
+        if not (_began(a) and _began(b)):
+            continue
+        facts_a, facts_b = _facts(a), _facts(b)
+        for name in sorted(facts_a.keys() | facts_b.keys()):
+            one, other = facts_a.get(name), facts_b.get(name)
+            if one != other:
+                seen[f"{name}: A has {one!r}, B has {other!r}"] += 1
+    return [f"{line} (in {count} of {len(pairs)} pairs)" for line, count in seen.items()]
+
+
+def _folder(config: Mapping[str, Any], name: str) -> Path:
+    folder = config.get(name)
+    if not folder:
+        raise ValueError("compare: expected the folders of two runs, e.g. `compare runs/reference runs/candidate`")
+    return Path(str(folder))
+
+
+def _warn_if_incomplete(folder: Path) -> None:
+    try:
+        complete = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("complete", True)
+    except (OSError, ValueError):
+        complete = False
+    if not complete:
+        logger.warning("%s: the run is not complete; only the episodes that it finished are compared", folder)
+
+
+def _began(row: Row) -> bool:
+    return row["initial_state"] is not None
+
+
+def _by_key(rows: Sequence[Row], run: str) -> dict[Key, Row]:
+    found: dict[Key, Row] = {}
+    for row in rows:
+        latency = row["loop"]["latency"]
+        # 0 and 0.0 are one latency; "measured" and a recorded profile are named.
+        key = (row["task"], row["episode"], f"{latency:g} s" if isinstance(latency, int | float) else str(latency))
+        if key in found:
+            raise ValueError(f"run {run}: {_named(key)} is there twice; episodes.jsonl must hold every episode once")
+        found[key] = row
+    return found
+
+
+def _named(key: Key) -> str:
+    task, episode, latency = key
+    return f"task {task} episode {episode} latency {latency}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _facts(row: Row) -> dict[str, Any]:
+    """What must be equal within a pair: environment, control, versions, and every fact that tells of an override."""
+    facts = {f"row.{name}": row[name] for name in ("env", "control")}
+    facts.update({f"row.versions.{name}": value for name, value in row["versions"].items()})
+    facts.update({f"row.facts.{name}": value for name, value in row["facts"].items() if "override" in name})
+    return facts
+
+
+def _refusal(differing: Sequence[str], unpaired: Sequence[str]) -> Iterator[str]:
+    yield "the two runs cannot be compared"
+    if differing:
+        yield f"these differ; only {', '.join(sorted(COMPARED))} and {', '.join(sorted(BOOKKEEPING))} may:"
+        yield from _shortened(differing)
+    if unpaired:
+        yield "these episodes have no partner (same task, episode, initial state and loop latency) in the other run:"
+        yield from _shortened(unpaired)
+        yield "remedy: finish both runs with the same env, tasks, episodes, seed and loop.latency"
+
+
+def _shortened(lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines[:_LISTED])
+    if len(lines) > _LISTED:
+        yield f"  and {len(lines) - _LISTED} more"
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6)
+
+
+def _limits(interval: Interval) -> list[float]:
+    return [_rounded(limit) for limit in interval]
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['n']} paired episodes")
+    for column in ("", "B succeeds", "B fails"):
+        table.add_column(column, justify="right")
+    table.add_row("A succeeds", str(report["both"]), str(report["only_a"]))
+    table.add_row("A fails", str(report["only_b"]), str(report["neither"]))
+    low, high = report["ci95"]
+    needed = report["n_needed"]
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    console.print(
+        f"success(B) - success(A) = {report['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
+        f"McNemar p = {report['p_mcnemar']:.3g}"
+    )
+    console.print(
+        f"margin {report['margin']:g}: {report['verdict']}" + (f", about {needed} pairs needed" if needed else "")
+    )
+
+
+if __name__ == "__main__":
+    from vla_runtime.compose import main
+
+    main("compare", compare, ("a", "b"))

@@ -1,0 +1,145 @@
+"""The contract, version 1: the document an environment, a data set, a checkpoint and a robot must agree on.
+
+It names cameras, state and action groups with their units, frames and conventions, the control rate,
+the horizon, where the instruction comes from and which statistics normalise the values. It knows nothing
+of who carries it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from vla_runtime.types import ActionSpec, CameraSpec, EnvSpec, Group, PolicySpec, SpecMismatch, StateSpec
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contract:
+    """What both sides must mean by the same numbers. None in horizon or statistics: this side has none to state."""
+
+    cameras: tuple[CameraSpec, ...]
+    state: StateSpec
+    action: ActionSpec
+    rate_hz: float
+    horizon: int | None = None
+    instruction: str = "text"
+    statistics: str | None = None
+
+    @classmethod
+    def of(cls, spec: EnvSpec | PolicySpec) -> Contract:
+        """The contract that an environment or a policy states by its spec."""
+        return cls(
+            cameras=spec.cameras,
+            state=spec.state,
+            action=spec.action,
+            rate_hz=round(1.0 / spec.period, 9),
+            horizon=spec.horizon if isinstance(spec, PolicySpec) else None,
+            statistics=spec.statistics if isinstance(spec, PolicySpec) else None,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Plain values for YAML or JSON; `read` is its inverse."""
+        return {
+            "version": VERSION,
+            "cameras": [asdict(camera) for camera in self.cameras],
+            "state": [_group_document(group) for group in self.state.groups],
+            "action": [_group_document(group) for group in self.action.groups],
+            "rate_hz": self.rate_hz,
+            "horizon": self.horizon,
+            "instruction": self.instruction,
+            "statistics": self.statistics,
+        }
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> Contract:
+        """A contract from its document; SpecMismatch for another version, a missing or an unknown key."""
+        if document.get("version") != VERSION:
+            raise SpecMismatch(
+                f"contract: expected version {VERSION}, got {document.get('version')!r}; "
+                "write it again with this version of vla_runtime"
+            )
+        expected = {"version", *(field.name for field in fields(cls))}
+        if expected != set(document):
+            raise SpecMismatch(f"contract: expected the keys {sorted(expected)}, got {sorted(document)}")
+        return cls(
+            cameras=tuple(_read(CameraSpec, camera) for camera in document["cameras"]),
+            state=StateSpec(tuple(_read(Group, group) for group in document["state"])),
+            action=ActionSpec(tuple(_read(Group, group) for group in document["action"])),
+            **{key: document[key] for key in ("rate_hz", "horizon", "instruction", "statistics")},
+        )
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the document; equal contracts have equal ones."""
+        text = json.dumps(self.document(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(have: Contract, want: Contract) -> list[str]:
+    """Every way in which `have` (an environment, a robot) fails what `want` (a policy, a data set) needs.
+
+    Cameras that `want` does not use may be there. Horizon and statistics count only where both state one.
+    """
+    found = []
+    cameras = {camera.name: camera for camera in have.cameras}
+    for camera in want.cameras:
+        if camera.name not in cameras:
+            found.append(f"cameras: expected {camera.name!r}, got {sorted(cameras)}")
+        elif cameras[camera.name] != camera:
+            found.append(f"camera {camera.name!r}: expected {camera.shape}, got {cameras[camera.name].shape}")
+    found += _group_differences("state", have.state.groups, want.state.groups)
+    found += _group_differences("action", have.action.groups, want.action.groups)
+    if have.rate_hz != want.rate_hz:
+        found.append(f"rate_hz: expected {want.rate_hz}, got {have.rate_hz}")
+    if have.instruction != want.instruction:
+        found.append(f"instruction: expected {want.instruction!r}, got {have.instruction!r}")
+    for key in ("horizon", "statistics"):
+        a, b = getattr(have, key), getattr(want, key)
+        if a is not None and b is not None and a != b:
+            found.append(f"{key}: expected {b!r}, got {a!r}")
+    return found
+
+
+def require_match(have: Contract, want: Contract, have_name: str, want_name: str) -> None:
+    """SpecMismatch with all differences in one message, unless `have` fulfils `want`."""
+    found = differences(have, want)
+    if found:
+        lines = "\n  ".join(found)
+        raise SpecMismatch(
+            f"{have_name} does not fulfil the contract of {want_name}, {len(found)} differences "
+            f"(expected: {want_name}, got: {have_name}):\n  {lines}"
+        )
+
+
+def _group_differences(what: str, have: tuple[Group, ...], want: tuple[Group, ...]) -> list[str]:
+    names, wanted = [group.name for group in have], [group.name for group in want]
+    if names != wanted:
+        return [f"{what}: expected the groups {wanted} in this order, got {names}"]
+    found = []
+    for a, b in zip(have, want, strict=True):
+        for field in fields(Group):
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            if x != y:
+                found.append(f"{what} group {b.name!r}, {field.name}: expected {_plain(y)}, got {_plain(x)}")
+    return found
+
+
+def _group_document(group: Group) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(group).items()}
+
+
+def _read(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    expected = {field.name for field in fields(cls)}
+    if not set(values) <= expected:
+        raise SpecMismatch(
+            f"contract: unknown keys {sorted(set(values) - expected)}, expected among {sorted(expected)}"
+        )
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

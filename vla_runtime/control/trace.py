@@ -1,0 +1,35 @@
+"""What happened, one record a tick: small arrays, and percentiles over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vla_runtime.types import Float
+
+
+@dataclass(slots=True)
+class Trace:
+    """The record of one episode.
+
+    states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered;
+    latencies and ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended
+    after the next was due.
+    """
+
+    states: list[Float] = field(default_factory=list)
+    commands: list[Float] = field(default_factory=list)
+    held: int = 0
+    overruns: int = 0
+    latencies: list[float] = field(default_factory=list)
+    ticks: list[float] = field(default_factory=list)
+
+
+def percentiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float | None]:
+    """p50, p95 and p99 of `values` times `scale`; None each when there are no values."""
+    if not len(values):
+        return {"p50": None, "p95": None, "p99": None}
+    points = np.percentile(np.asarray(values, np.float64) * scale, [50, 95, 99])
+    return {name: round(float(point), 4) for name, point in zip(("p50", "p95", "p99"), points, strict=True)}

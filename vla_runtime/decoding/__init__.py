@@ -1,0 +1,1 @@
+"""Tensors, no robots: how chunks are decoded, plainly first."""

@@ -1,0 +1,214 @@
+"""One episode after another: an environment and a policy in, rows out.
+
+A row is one JSON object that says everything that makes the episode comparable; whatever may differ
+between two identical runs sits under its key `timing`, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vla_runtime
+from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
+from vla_runtime.contract import Contract, require_match
+from vla_runtime.control.clock import SystemClock, VirtualClock
+from vla_runtime.control.loop import Run, run
+from vla_runtime.control.trace import Trace, percentiles
+from vla_runtime.evaluation.video import write_strip, write_video
+from vla_runtime.interfaces import Env, Policy
+from vla_runtime.types import Command, Image
+
+Row = dict[str, Any]
+Job = tuple[int, int]
+
+_log = logging.getLogger(__name__)
+
+# Every second control tick: half the rendering, and motion still looks smooth.
+_VIDEO_STRIDE = 2
+
+
+def begin_seed(policy_seed: int, task: int, episode: int) -> int:
+    """The seed a policy's session begins with: another for every episode, whatever runs beside it."""
+    return int(np.random.SeedSequence((policy_seed, task, episode)).generate_state(1)[0])
+
+
+def policy_seed(config: Config) -> int:
+    """`policy.seed`, by default the run's own seed."""
+    seed = config["policy"]["seed"]
+    return int(config["seed"] if seed is None else seed)
+
+
+def video_name(task: int, episode: int) -> str:
+    """Where an episode's video lies, relative to the run's folder."""
+    return f"videos/task{task:02d}_episode{episode:03d}.mp4"
+
+
+class EpisodeRunner:
+    """Builds environment and policy of a config once and plays episodes; `job -> row`.
+
+    video: all, failures or none; out: the run's folder, where videos go. SpecMismatch when the environment
+    does not fulfil the policy's contract.
+    """
+
+    def __init__(self, config: Config, video: str, out: Path):
+        self._config = config
+        self._video = video
+        self._out = out
+        self._seed = policy_seed(config)
+        self._env: Env = build_environment(config)
+        self._policy: Policy = build_policy(config, self._env)
+        spec, policy = self._env.spec, self._policy.spec
+        require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
+        replan = config["loop"]["replan"]
+        self._replan = policy.horizon if replan is None else replan
+        if not isinstance(self._replan, int) or not 1 <= self._replan <= policy.horizon:
+            raise BadArguments(
+                f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self._replan!r}"
+            )
+        self._common = {
+            "env": config["choices"]["env"],
+            "seed": config["seed"],
+            "policy": config["choices"]["policy"],
+            "policy_seed": self._seed,
+            "statistics": policy.statistics,
+            "contract": Contract.of(spec).fingerprint(),
+            "control": config["env"].get("control"),
+            "style": config["style"],
+            "recover": config["recover"],
+            "versions": {"vla_runtime": vla_runtime.__version__, "python": platform.python_version(), **spec.versions},
+            "loop": {
+                "mode": config["loop"]["mode"],
+                "latency": 0.0,
+                "replan": self._replan,
+                "rate_hz": round(1 / spec.period, 6),
+            },
+            "decode": {},
+        }
+
+    def __call__(self, job: Job) -> Row:
+        task, episode = job
+        clock = SystemClock()
+        began = clock.now()
+        result, error, facts = Run(), None, {}
+        reset_s = 0.0
+        try:
+            facts = dict(self._env.reset(self._config["seed"], task, episode))
+            reset_s = clock.now() - began
+            session = self._policy.begin(begin_seed(self._seed, task, episode))
+            run(self._env, session, self._policy.spec, VirtualClock(), replan=self._replan, result=result)
+        except Exception as problem:
+            # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
+            _log.warning("task %d episode %d", task, episode, exc_info=True)
+            error = f"{type(problem).__name__}: {problem}"
+        wall_s = clock.now() - began
+        row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen)
+        wanted = self._video == "all" or (self._video == "failures" and not row["success"])
+        if wanted and result.steps:
+            row["video"] = self._record(task, episode, result.trace)
+        row["timing"] = {
+            "wall_s": round(wall_s, 3),
+            "reset_s": round(reset_s, 3),
+            "latencies_ms": [round(1e3 * latency, 3) for latency in result.trace.latencies],
+            "tick_us": percentiles(result.trace.ticks, 1e6),
+            "overruns": result.trace.overruns,
+            "host": socket.gethostname(),
+            "cpu": platform.processor() or platform.machine(),
+        }
+        return row
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is the same in every row, and the names of the tasks; plain values."""
+        return {"common": self._common, "tasks": list(self._env.spec.tasks)}
+
+    def close(self) -> None:
+        """Close policy and environment."""
+        self._policy.close()
+        self._env.close()
+
+    def _record(self, task: int, episode: int, trace: Trace) -> str | None:
+        """Plays the episode's commands again, looking this time: episodes that are not kept cost no rendering."""
+        spec = self._env.spec
+        cameras = [camera.name for camera in spec.cameras]
+        if not cameras:
+            return None
+        frames: list[Image] = []
+        self._env.reset(self._config["seed"], task, episode)
+        for index, (state, values) in enumerate(zip(trace.states, trace.commands, strict=True)):
+            look = index % _VIDEO_STRIDE == 0 or index == len(trace.commands) - 1
+            observation = self._env.observe(cameras if look else ())
+            if not np.array_equal(observation.state, state):
+                _log.warning(
+                    "task %d episode %d: no video, the environment did not repeat itself at tick %d",
+                    task,
+                    episode,
+                    index,
+                )
+                return None
+            if look:
+                frames.append(_side_by_side([observation.images[name] for name in cameras]))
+            self._env.apply(Command(values, observation.time))
+        name = video_name(task, episode)
+        path = self._out / name
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, frames, 1 / spec.period / _VIDEO_STRIDE)
+        write_strip(path.with_suffix(".jpg"), frames)
+        return name
+
+
+def make_row(
+    facts: dict[str, Any],
+    job: Job,
+    result: Run,
+    initial: dict[str, Any],
+    error: str | None,
+    seen: frozenset[str] = frozenset(),
+) -> Row:
+    """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told."""
+    task, episode = job
+    state = initial.get("initial_state")
+    outcome = result.outcome
+    return {
+        **facts["common"],
+        "task": task,
+        "task_name": facts["tasks"][task],
+        "episode": episode,
+        "initial_state": state,
+        "init_seen": state in seen if seen else None,
+        "success": outcome.success and error is None,
+        "reason": "error" if error else outcome.reason,
+        "progress": outcome.progress,
+        "steps": result.steps,
+        "plans": result.plans,
+        "clamped": result.clamped,
+        "held": result.trace.held,
+        "error": error,
+        "facts": {key: value for key, value in initial.items() if key != "initial_state"},
+        "video": None,
+    }
+
+
+def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
+    """The row of an episode whose process crashed or hung."""
+    row = make_row(facts, job, Run(), {}, error)
+    return {
+        **row,
+        "timing": {"wall_s": None, "reset_s": None, "latencies_ms": [], "tick_us": percentiles([]), "overruns": 0},
+    }
+
+
+def build_environment(config: Config) -> Env:
+    """The environment of a config, inside the wrapper that disturbs it when `recover=true`."""
+    env = build_env(config["env"])
+    return build(config["perturbation"], env) if config["recover"] else env
+
+
+def _side_by_side(images: list[Image]) -> Image:
+    height = min(image.shape[0] for image in images)
+    return np.concatenate([image[:height] for image in images], axis=1)

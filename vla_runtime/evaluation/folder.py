@@ -1,0 +1,163 @@
+"""A run's folder: config.yaml, episodes.jsonl, summary.json, and the promise that nothing in it is lost.
+
+One row is written and synced to disk per finished episode. The same folder resumes, another config in it
+is refused, and so is a second process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vla_runtime.control.trace import percentiles
+from vla_runtime.disk import write_text
+from vla_runtime.evaluation.statistics import wilson_interval
+
+Row = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+# How a run is carried out, not what it measures: may differ when it is resumed.
+_BOOKKEEPING = ("out", "workers", "require", "timeout", "merge")
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that must be equal for two runs to be the same run."""
+    return {key: value for key, value in config.items() if key not in _BOOKKEEPING}
+
+
+def config_differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line for each value that differs, by dotted key."""
+    lines = []
+    for key in sorted(have.keys() | want.keys()):
+        a, b = have.get(key), want.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += config_differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} there, {b!r} asked for")
+    return lines
+
+
+def check_same_run(folder: Path, config: dict[str, Any]) -> None:
+    """ValueError with a diff when `folder` holds a run with another config."""
+    if (folder / "config.yaml").exists():
+        found = config_differences(identity(read_config(folder)), identity(config))
+        if found:
+            raise ValueError(
+                f"out={folder} holds a run with another config; choose another out=:\n  " + "\n  ".join(found)
+            )
+    elif (folder / "episodes.jsonl").exists():
+        raise ValueError(f"out={folder}: expected config.yaml beside episodes.jsonl, got none; choose another out=")
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.yaml into a new folder; ValueError in one that holds another run."""
+    check_same_run(folder, config)
+    if not (folder / "config.yaml").exists():
+        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run; ValueError when the folder is no run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: expected a run's folder with config.yaml, got none; make one with vla_runtime.rollout"
+        )
+    config = yaml.safe_load(path.read_text())
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a mapping, got {type(config).__name__}")
+    return config
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The finished episodes of a run, in order of completion.
+
+    A damaged last line (the machine went down while it was written) is dropped with a warning; a damaged
+    line anywhere else, or the same episode twice, is a ValueError.
+    """
+    path = folder / "episodes.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows: dict[tuple[int, int], Row] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        last = not any(rest.strip() for rest in lines[number:])
+        try:
+            row = json.loads(line)
+            key = (row["task"], row["episode"])
+        except (ValueError, TypeError, KeyError):
+            if last:
+                _log.warning("%s: the last line (%d) is damaged and dropped; its episode runs again", path, number)
+                break
+            raise ValueError(
+                f"{path}: expected one JSON object a line, line {number} is damaged; "
+                "restore the file or start over in another out="
+            ) from None
+        if key in rows:
+            raise ValueError(
+                f"{path}: expected each episode once, line {number} repeats task {key[0]} episode {key[1]}"
+            )
+        rows[key] = row
+    return list(rows.values())
+
+
+class RowFile:
+    """episodes.jsonl, opened to go on after the rows that are whole."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row]):
+        self._path = folder / "episodes.jsonl"
+        write_text(self._path, _lines(rows))
+        self._file = self._path.open("a")
+
+    def append(self, row: Row) -> None:
+        """One row, on the disk when this returns."""
+        self._file.write(_lines([row]))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def sort_rows(folder: Path) -> list[Row]:
+    """Rewrite episodes.jsonl in order of task and episode, and return it."""
+    rows = sorted(read_rows(folder), key=lambda row: (row["task"], row["episode"]))
+    write_text(folder / "episodes.jsonl", _lines(rows))
+    return rows
+
+
+def summarise(config: dict[str, Any], rows: Sequence[Row], requested: int, folder: Path) -> dict[str, Any]:
+    """The last line of a rollout. Errors and missing episodes count as not successful."""
+    successes = sum(row["success"] for row in rows)
+    latencies = [latency for row in rows for latency in row["timing"]["latencies_ms"]]
+    interval = wilson_interval(successes, requested)
+    return {
+        "env": config["choices"]["env"],
+        "policy": config["choices"]["policy"],
+        "episodes": requested,
+        "successes": successes,
+        "errors": sum(row["error"] is not None for row in rows),
+        "success_rate": round(successes / requested, 6),
+        "ci95": [round(limit, 6) for limit in interval],
+        "latency_ms": percentiles(latencies),
+        "control": {
+            "rate_hz": rows[0]["loop"]["rate_hz"] if rows else None,
+            "overruns": sum(row["timing"]["overruns"] for row in rows),
+        },
+        "premises_broken": sum(row["facts"].get("premise") is False for row in rows),
+        "complete": len(rows) == requested,
+        "out": str(folder),
+    }
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)

@@ -1,0 +1,342 @@
+"""A run as one page: `write_report(folder)` turns the files of a run into its report.html.
+
+It reads what the rollout wrote (config.yaml, episodes.jsonl, summary.json, videos/) and decides nothing:
+no environment, no policy, no plotting library. The page needs neither network nor JavaScript; film strips
+are inside it, videos lie beside it. Every text of a run is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from vla_runtime.disk import write_text
+from vla_runtime.evaluation.charts import histogram, interval_bar
+from vla_runtime.evaluation.folder import read_rows
+from vla_runtime.evaluation.statistics import wilson_interval
+
+Row = Mapping[str, Any]
+
+# Strips above this number are loaded from videos/ instead of being inside the page: some 10 MB of HTML.
+_EMBEDDED = 200
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #fafafa; --card: #fff; --line: #e2e2e5; --text: #1d1d20; --soft: #6b6b73;
+  --good: #2f7d4f; --bad: #b3372f; --warn: #9a6700; --fill: #5b7fb5; --pale: #c5d3e8; }
+@media (prefers-color-scheme: dark) { :root { --page: #161618; --card: #1e1e21; --line: #34343a; --text: #e6e6ea;
+  --soft: #9a9aa4; --good: #6cc48f; --bad: #ef8079; --warn: #e0b04c; --fill: #7f9fd0; --pale: #3d4d68; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1080px; padding: 28px 24px 60px; background: var(--page); color: var(--text);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 22px; margin: 0; } h2 { font-size: 16px; margin: 34px 0 10px; }
+.soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
+.warn { border-left: 4px solid var(--warn); margin-top: 16px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
+.tile b { display: block; font-size: 26px; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 12px; }
+.charts svg { width: 100%; max-width: 520px; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 500; color: var(--soft); font-size: 13px; }
+th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
+tr:last-child td { border-bottom: 0; } td.num, th.num { text-align: right; white-space: nowrap; }
+pre { margin: 8px 0 0; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
+summary { cursor: pointer; } details + details { margin-top: 10px; } .whole { white-space: nowrap; }
+figure { margin: 0 0 16px; } figcaption { margin-bottom: 8px; }
+figure img { display: block; width: 100%; border-radius: 6px; }
+video { width: 100%; max-width: 640px; margin-top: 8px; }
+svg text { fill: var(--soft); font-size: 12px; } svg .track { fill: var(--line); } svg .interval { fill: var(--pale); }
+svg .mark, svg .bar { fill: var(--fill); } svg .axis { stroke: var(--soft); stroke-width: 1; opacity: .4; }
+"""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.html of the run in `folder` and return its path; an older one is replaced at once.
+
+    ValueError when the folder lacks summary.json or config.yaml, OSError when it cannot be written.
+    """
+    folder = Path(folder)
+    texts = {}
+    for name in ("config.yaml", "summary.json"):
+        try:
+            texts[name] = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: expected the folder of a run, with a {name}; there is none") from None
+    page = render(read_rows(folder), json.loads(texts["summary.json"]), texts["config.yaml"], folder)
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder: Path) -> str:
+    """The whole page. config: text of config.yaml. folder: where film strips and videos are looked for."""
+    rows = sorted(rows, key=lambda row: (row["task"], row["episode"]))
+    title = f"{summary['env']} / {summary['policy']}"
+    parts = [_head(title, rows, summary), _warnings(rows, summary)]
+    if rows:
+        parts += [_tasks(rows), _charts(rows, summary), _errors(rows), _premises(rows), _strips(rows, folder)]
+        parts += [_episodes(rows), _facts(rows), _versions(rows)]
+    parts.append(
+        _section("Configuration", f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>")
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</body></html>\n"
+    )
+
+
+def _head(title: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+    episodes, successes = int(summary["episodes"]), int(summary["successes"])
+    low, high = wilson_interval(successes, episodes) if episodes else (0.0, 1.0)
+    latency, control = summary.get("latency_ms") or {}, summary.get("control") or {}
+    p50, p95, p99 = (_number(latency.get(name)) for name in ("p50", "p95", "p99"))
+    tiles = [
+        (f"{successes / episodes:.1%}" if episodes else "-", f"success, 95 % {low:.1%} to {high:.1%}"),
+        (f"{successes} / {episodes}", "episodes succeeded"),
+        (str(summary["errors"]), "errors, counted as failures"),
+        (f"{p50} ms", f"latency p50; p95 {p95}, p99 {p99}"),
+        (f"{_number(control.get('rate_hz'))} Hz", f"control rate, {control.get('overruns', 0)} overruns"),
+    ]
+    cards = "".join(
+        f'<div class="card tile"><b>{escape(value)}</b><span class="soft">{escape(label)}</span></div>'
+        for value, label in tiles
+    )
+    settings = " &middot; ".join(f"{escape(name)} {escape(value)}" for name, value in _settings(rows))
+    return f'<h1>{escape(title)}</h1>\n<div class="soft">{settings}</div>\n<div class="tiles">{cards}</div>'
+
+
+def _settings(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """What all rows share, or every value that occurs, of what an episode was run with."""
+    for name in ("seed", "policy_seed", "control", "statistics"):
+        values = {_plain(row[name]) for row in rows if row.get(name) is not None}
+        if values:
+            yield name.replace("_", " "), ", ".join(sorted(values))
+    for name in ("loop", "decode"):
+        settings: defaultdict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            for key, value in (row.get(name) or {}).items():
+                settings[key].add(_plain(value))
+        if settings:
+            yield f"{name}:", ", ".join(f"{key} {'/'.join(sorted(found))}" for key, found in settings.items())
+    timings = [row["timing"] for row in rows if row["timing"].get("host")]
+    hosts = {f"{timing['host']} ({timing.get('cpu') or 'unknown CPU'})" for timing in timings}
+    if hosts:
+        yield "on", ", ".join(sorted(hosts))
+
+
+def _warnings(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+    lines = []
+    if not summary.get("complete", True):
+        lines.append(
+            f"This run is not complete: {len(rows)} of {summary['episodes']} episodes are finished; "
+            "the rest count as failures."
+        )
+    broken = _broken(rows)
+    if broken:
+        lines.append(f"In {len(broken)} of {len(rows)} episodes the premise of the task was broken.")
+    overrides = Counter(
+        f"{name} {_plain(value)}"
+        for row in rows
+        for name, value in row["facts"].items()
+        if "override" in name and value
+    )
+    lines.extend(f"Override in {count} of {len(rows)} episodes: {text}" for text, count in overrides.items())
+    seen = Counter(str(row.get("init_seen")) for row in rows)
+    if seen["True"]:
+        lines.append(f"In {seen['True']} of {len(rows)} episodes the initial state was part of the training data.")
+    told = "".join(f"<div>{escape(line)}</div>" for line in lines)
+    return f'<div class="card warn">{told}</div>' if told else ""
+
+
+def _tasks(rows: Sequence[Row]) -> str:
+    by_task: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_task[row["task"]].append(row)
+    lines = []
+    for task, members in by_task.items():
+        successes, n = sum(bool(row["success"]) for row in members), len(members)
+        low, high = interval = wilson_interval(successes, n)
+        progress = [row["progress"] for row in members if row.get("progress") is not None]
+        reasons = Counter(str(row["reason"]) for row in members if not row["success"])
+        lines.append(
+            (
+                str(task),
+                escape(str(members[0]["task_name"])),
+                f"{successes} / {n}",
+                f"{successes / n:.1%}",
+                interval_bar(successes / n, interval),
+                f'<span class="whole">{low:.1%} to {high:.1%}</span>',
+                f"{np.mean(progress):.2f}" if progress else "",
+                escape(", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))),
+            )
+        )
+    heads = ("#task", "", "#successes", "#rate", "95 % Wilson interval, 0 to 1", "", "#progress", "failures")
+    return _section("Success per task", _table(lines, heads))
+
+
+def _charts(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+    latencies = [float(x) for row in rows for x in row["timing"].get("latencies_ms") or () if np.isfinite(x)]
+    steps = [float(row["steps"]) for row in rows if row["success"]]
+    cards = []
+    if latencies:
+        p50, p95, p99, most = (_number(x) for x in np.percentile(latencies, (50, 95, 99, 100)))
+        told = f"{len(latencies)} plans; p50 {p50}, p95 {p95}, p99 {p99}, largest {most} ms"
+        cards.append(("Planning latency", told, histogram(latencies, "ms per plan")))
+    if steps:
+        rate = (summary.get("control") or {}).get("rate_hz")
+        seconds = f" ({np.median(steps) / rate:.1f} s at {rate:g} Hz)" if rate else ""
+        told = f"{len(steps)} successes; median {np.median(steps):g}{seconds}, longest {max(steps):g}"
+        cards.append(("Steps to success", told, histogram(steps, "control steps")))
+    charts = "".join(
+        f'<div class="card"><b>{name}</b><div class="soft">{told}</div>{chart}</div>' for name, told, chart in cards
+    )
+    return f'<h2>Distributions</h2><div class="charts">{charts}</div>' if charts else ""
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    failed = [row for row in rows if row.get("error")]
+    # The first few are open: most often all are the same.
+    lines = [
+        f"<details{' open' if i < 3 else ''}><summary>{_episode(row)}</summary>"
+        f"<pre>{escape(str(row['error']))}</pre></details>"
+        for i, row in enumerate(failed)
+    ]
+    return _section(f"Errors ({len(failed)})", "".join(lines)) if failed else ""
+
+
+def _premises(rows: Sequence[Row]) -> str:
+    broken = _broken(rows)
+    lines = [(_episode(row), escape(_facts_but_state(row))) for row in broken]
+    return _section(f"Broken premises ({len(broken)})", _table(lines)) if broken else ""
+
+
+def _strips(rows: Sequence[Row], folder: Path) -> str:
+    # What failed is what one looks for.
+    filmed = sorted((row for row in rows if row.get("video")), key=lambda row: bool(row["success"]))
+    figures = []
+    for i, row in enumerate(filmed):
+        video = Path(str(row["video"]))
+        strip, image = video.with_suffix(".jpg"), ""
+        if (folder / strip).is_file():
+            source = _link(strip)
+            if i < _EMBEDDED:
+                source = "data:image/jpeg;base64," + base64.b64encode((folder / strip).read_bytes()).decode("ascii")
+            image = f'<img loading="lazy" src="{source}" alt="film strip of {_episode(row)}">'
+        link = _link(video)
+        figures.append(
+            f'<figure class="card"><figcaption>{_episode(row)} {_result(row)}</figcaption>{image}'
+            f'<details><summary class="soft">video</summary><video controls preload="none" src="{link}"></video>'
+            f'<div><a href="{link}">{escape(str(video))}</a></div></details></figure>'
+        )
+    return f"<h2>Videos ({len(figures)})</h2>{''.join(figures)}" if figures else ""
+
+
+def _episodes(rows: Sequence[Row]) -> str:
+    lines = [
+        (
+            str(row["task"]),
+            str(row["episode"]),
+            _result(row),
+            str(row["steps"]),
+            str(row["plans"]),
+            _number(row.get("progress")),
+            escape(_plain(row["loop"].get("latency"))),
+            _number(row["timing"].get("wall_s")),
+            escape(_plain(row["initial_state"])[:12]),
+        )
+        for row in rows
+    ]
+    heads = ("#task", "#episode", "result", "#steps", "#plans", "#progress", "#latency s", "#wall s", "initial state")
+    return _section("Episodes", f"<details><summary>all {len(rows)}</summary>{_table(lines, heads)}</details>")
+
+
+def _facts(rows: Sequence[Row]) -> str:
+    """What the environments said about their episodes, counted."""
+    counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        facts = {"premise": "not checked", **row["facts"], "init_seen": row.get("init_seen")}
+        for name, value in facts.items():
+            counted[name][_plain(value)] += 1
+        for name in ("clamped", "held"):
+            counted[f"{name} commands"]["none" if not row.get(name) else "some"] += 1
+    counted.pop("initial_state", None)
+    lines = [(escape(name), escape(_counts(values))) for name, values in sorted(counted.items())]
+    return _section("Facts", _table(lines))
+
+
+def _versions(rows: Sequence[Row]) -> str:
+    versions: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, version in row["versions"].items():
+            versions[name].add(str(version))
+    lines = [(escape(name), escape(", ".join(sorted(found)))) for name, found in sorted(versions.items())]
+    return _section("Versions", _table(lines)) if lines else ""
+
+
+def _section(title: str, body: str) -> str:
+    return f'<h2>{escape(title)}</h2><div class="card scroll">{body}</div>'
+
+
+def _table(lines: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
+    """Cells are HTML; a head that begins with # is a column of numbers."""
+    numbers = {i for i, head in enumerate(heads) if head.startswith("#")}
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        return "".join(f"<{tag}{' class=num' if i in numbers else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
+
+    head = f"<tr>{row('th', [head.removeprefix('#') for head in heads])}</tr>" if heads else ""
+    body = "".join(f"<tr>{row('td', line)}</tr>" for line in lines)
+    return f"<table>{head}{body}</table>"
+
+
+def _broken(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["facts"].get("premise", True) is not True]
+
+
+def _episode(row: Row) -> str:
+    return escape(f"task {row['task']} episode {row['episode']}: {row['task_name']}")
+
+
+def _result(row: Row) -> str:
+    if row["success"]:
+        return f'<span class="good">success</span> <span class="soft">after {row["steps"]} steps</span>'
+    return f'<span class="bad">{escape(str(row["reason"]))}</span>'
+
+
+def _counts(values: Counter[str], shown: int = 6) -> str:
+    """`true (18), false (2)`; a fact that differs in most episodes is only summed up."""
+    if len(values) == 1:
+        return next(iter(values))
+    if len(values) > shown:
+        return f"{len(values)} different values"
+    return ", ".join(f"{value} ({count})" for value, count in values.most_common())
+
+
+def _facts_but_state(row: Row) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in row["facts"].items() if name != "initial_state")
+
+
+def _link(path: Path) -> str:
+    return quote(path.as_posix())
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits, never an exponent; a dash for what was not measured."""
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

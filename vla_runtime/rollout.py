@@ -1,0 +1,259 @@
+"""The command that evaluates a policy in an environment and leaves a folder that can be trusted.
+
+    python -m vla_runtime.rollout env=lift policy=expert episodes=20
+
+It composes, plans the episodes, hands them to worker processes and keeps their rows. It knows neither
+environments nor policies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vla_runtime.compose import BadArguments, Config, Result, main, select_tasks, set_single_threaded_blas
+from vla_runtime.disk import locked, write_text
+from vla_runtime.evaluation.episodes import EpisodeRunner, Job, Row, failure_row
+from vla_runtime.evaluation.folder import (
+    RowFile,
+    check_same_run,
+    claim,
+    config_differences,
+    identity,
+    read_config,
+    read_rows,
+    sort_rows,
+    summarise,
+)
+from vla_runtime.evaluation.report import write_report
+from vla_runtime.evaluation.video import has_video
+from vla_runtime.evaluation.workers import run_jobs
+
+_VIDEO = ("all", "failures", "none")
+
+_log = logging.getLogger(__name__)
+
+
+def rollout(config: Config) -> Result:
+    """Run (or finish, or merge) the episodes of `config`; the summary and the exit code.
+
+    ValueError for an option that makes no sense; what goes wrong inside an episode is in its row.
+    """
+    config = _checked(config)
+    folder = Path(config["out"] or _new_folder(config))
+    with locked(folder):
+        if config["merge"] is not None:
+            summary = _merge(config, [Path(part) for part in config["merge"]], folder)
+        else:
+            check_same_run(folder, config)
+            summary = _run(config, folder)
+        _log.info("report: %s", folder / "report.html")
+    met = config["require"] is None or summary["success_rate"] >= config["require"]
+    if not met:
+        _log.error(
+            "require=%s: expected at least this success rate, got %s", config["require"], summary["success_rate"]
+        )
+    return summary, 0 if met else 1
+
+
+def _run(config: Config, folder: Path) -> dict[str, Any]:
+    rows = read_rows(folder)
+    done = {(row["task"], row["episode"]) for row in rows}
+    if done:
+        _log.info("%s holds %d finished episodes; going on", folder, len(done))
+    facts: dict[str, Any] = {}
+    requested: list[Job] = []
+    file: RowFile | None = None
+
+    def plan(found: dict[str, Any]) -> list[Job]:
+        nonlocal file
+        facts.update(found)
+        requested.extend(_jobs(config, found["tasks"]))
+        claim(folder, config)
+        file = RowFile(folder, rows)
+        progress.begin(len(requested), len(done))
+        return [job for job in requested if job not in done]
+
+    def keep(row: Row) -> None:
+        assert file is not None
+        file.append(row)
+        rows.append(row)
+        progress.advance(sum(row["success"] for row in rows), len(rows))
+
+    set_single_threaded_blas()
+    try:
+        with _Progress() as progress:
+            run_jobs(
+                _build,
+                (config, str(folder)),
+                plan,
+                lambda job, row: keep(row),
+                lambda job, error: keep(failure_row(facts, job, error)),
+                workers=config["workers"],
+                timeout=config["timeout"],
+            )
+    finally:
+        # Also when interrupted: what is there can be read, and says that it is not complete.
+        if file is not None:
+            file.close()
+            summary = _finish(config, sort_rows(folder), len(requested), folder)
+    return summary
+
+
+def _finish(config: Config, rows: list[Row], requested: int, folder: Path) -> dict[str, Any]:
+    summary = summarise(config, rows, requested, folder)
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_report(folder)
+    return summary
+
+
+def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
+    """Join finished shards of one run into `folder`."""
+    configs = [read_config(part) for part in parts]
+    whole = {**configs[0], "shard": None}
+    for part, other in zip(parts[1:], configs[1:], strict=True):
+        found = config_differences(identity(whole), identity({**other, "shard": None}))
+        if found:
+            raise ValueError(f"merge: {part} is another run than {parts[0]}:\n  " + "\n  ".join(found))
+    rows: dict[Job, Row] = {}
+    requested = 0
+    for part in parts:
+        summary = part / "summary.json"
+        if not summary.exists() or not json.loads(summary.read_text())["complete"]:
+            raise ValueError(f"merge: expected finished shards, {part} is not; run its command again with out={part}")
+        for row in read_rows(part):
+            key = (row["task"], row["episode"])
+            if key in rows:
+                raise ValueError(
+                    f"merge: task {key[0]} episode {key[1]} is in more than one of {[str(p) for p in parts]}"
+                )
+            rows[key] = row
+    shards = sorted(str(other["shard"]) for other in configs)
+    count = int(shards[0].partition("/")[2] or 1)
+    if shards != sorted(f"{i}/{count}" for i in range(count)):
+        raise ValueError(f"merge: expected all shards of one run, got {shards}")
+    claim(folder, {**whole, "out": config["out"], "merge": None})
+    for part in parts:
+        for row in read_rows(part):
+            if row["video"]:
+                (folder / "videos").mkdir(exist_ok=True)
+                for source in (part / row["video"], (part / row["video"]).with_suffix(".jpg")):
+                    shutil.copyfile(source, folder / "videos" / source.name)
+    RowFile(folder, [rows[key] for key in sorted(rows)]).close()
+    requested = len(rows)
+    return _finish(whole, sort_rows(folder), requested, folder)
+
+
+def _build(config: Config, folder: str) -> tuple[dict[str, Any], EpisodeRunner]:
+    """Runs in each worker process."""
+    runner = EpisodeRunner(config, config["video"], Path(folder))
+    return runner.facts, runner
+
+
+def _jobs(config: Config, tasks: list[str]) -> list[Job]:
+    chosen = select_tasks(config["choices"]["env"], tasks, config["env"].get("tasks"))
+    episodes = config["episodes"]
+    if episodes is None:
+        episodes = 1 if len(tasks) > 1 else 20
+    jobs = [(task, episode) for task in chosen for episode in range(episodes)]
+    if config["shard"] is None:
+        return jobs
+    index, count = _shard(config["shard"])
+    return jobs[index::count]
+
+
+def _checked(config: Config) -> Config:
+    """The config with defaults that depend on the machine filled in; ValueError naming a bad option."""
+
+    def expect(key: str, what: str, good: bool) -> None:
+        if not good:
+            raise BadArguments(f"{key}: expected {what}, got {config[key]!r}")
+
+    config = dict(config)
+    if config["video"] is None:
+        config["video"] = "failures" if has_video() else "none"
+    expect("video", f"one of {_VIDEO}", config["video"] in _VIDEO)
+    if config["video"] != "none" and not has_video():
+        raise ImportError(
+            f"video={config['video']}: expected PyAV, got none; pip install 'vla_runtime[data]', or video=none"
+        )
+    for key, least in (("episodes", 1), ("workers", 1), ("seed", 0)):
+        value = config[key]
+        optional = key == "episodes" and value is None
+        expect(key, f"a whole number >= {least}", optional or (type(value) is int and value >= least))
+    expect("timeout", "a number of seconds > 0", isinstance(config["timeout"], (int, float)) and config["timeout"] > 0)
+    expect("style", "uni or multi", config["style"] in ("uni", "multi"))
+    expect("recover", "true or false", isinstance(config["recover"], bool))
+    require = config["require"]
+    expect(
+        "require", "a rate from 0 to 1", require is None or (isinstance(require, (int, float)) and 0 <= require <= 1)
+    )
+    if config["shard"] is not None:
+        _shard(config["shard"])
+    merge = config["merge"]
+    expect("merge", "a list of at least one folder", merge is None or (isinstance(merge, list) and len(merge) > 0))
+    expect("out", "a folder", config["out"] is None or str(config["out"]) != "")
+    return config
+
+
+def _shard(text: object) -> tuple[int, int]:
+    index, _, count = str(text).partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise BadArguments(f"shard: expected i/n with 0 <= i < n, got {text!r}")
+    return int(index), int(count)
+
+
+def _new_folder(config: Config) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    choices = config["choices"]
+    folder = Path("runs") / f"{stamp}_{choices['env']}_{choices['policy']}"
+    return folder if not folder.exists() else folder.with_name(f"{folder.name}_{datetime.now().microsecond:06d}")
+
+
+class _Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __enter__(self) -> _Progress:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=console) if sys.stderr.isatty() else None
+        self._context = self._bar or nullcontext()
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._context.__exit__(*problem)
+
+    def begin(self, total: int, done: int) -> None:
+        if self._bar is not None:
+            self._task = self._bar.add_task("episodes", total=total, completed=done)
+
+    def advance(self, successes: int, finished: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=f"{successes} of {finished} succeeded")
+
+
+if __name__ == "__main__":
+    main("rollout", rollout)

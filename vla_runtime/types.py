@@ -1,0 +1,300 @@
+"""The values that travel along the line, and the specs that check them.
+
+One type stands between each pair of verbs: observe -> Observation, predict -> ActionChunk,
+command_at -> Command, outcome -> Outcome. Arrays are numpy, units are SI, time is monotonic seconds.
+This module knows no environment, no policy and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+Image = NDArray[np.uint8]
+
+ACTION_KINDS = ("absolute", "delta", "velocity", "binary")
+ROTATIONS = {"rot6d": 6, "axis_angle": 3, "quaternion_xyzw": 4}
+
+
+class SpecMismatch(ValueError):
+    """A value, or a whole contract, is not what the other side declared."""
+
+
+class UnsupportedTask(ValueError):
+    """The environment has no scripted expert for this task."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """What the robot senses at one instant.
+
+    state float32 [S]: proprioception only. images: {camera: uint8 [H, W, 3] RGB, upright}, only those
+    asked for. time: seconds, of the state; image_times: seconds, of each image.
+    """
+
+    state: Float
+    images: Mapping[str, Image]
+    instruction: str
+    time: float
+    image_times: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActionChunk:
+    """A function of time: row k of `actions` is in force during [start + k*period, start + (k+1)*period).
+
+    actions float32 [T, A] in the units of the ActionSpec it was made for. observed: time of the
+    observation it answers. curve: the spline behind the rows, if there is one.
+    """
+
+    actions: Float
+    start: float
+    period: float
+    observed: float
+    curve: Any = None
+
+    @property
+    def end(self) -> float:
+        return self.start + len(self.actions) * self.period
+
+    def row(self, time: float) -> int:
+        """Index of the row in force at `time`; outside [0, T) when none is."""
+        # A tick may be computed as start + n*period in another order: a thousandth of a period is
+        # far above float rounding and far below anything a controller can resolve.
+        return int(np.floor((time - self.start) / self.period + 1e-3))
+
+    def at(self, time: float) -> Float | None:
+        """The action float32 [A] in force at `time`, or None outside [start, end)."""
+        row = self.row(time)
+        return self.actions[row] if 0 <= row < len(self.actions) else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Command:
+    """One action, float32 [A], due at `due`; `held` when no plan covered that instant."""
+
+    values: Float
+    due: float
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """How an episode ended. reason: success, time, error or stopped. progress: 0 to 1, None if unknown."""
+
+    success: bool
+    reason: str
+    progress: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A run of dimensions that share one meaning.
+
+    kind: for actions one of absolute, delta, velocity, binary; for state groups "measured".
+    rotation: None, or one of rot6d (the first two columns of the matrix, column after column),
+    axis_angle, quaternion_xyzw. full_scale: SI value that 1.0 stands for, when units are normalised.
+    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    kind: str
+    units: str
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    frame: str = ""
+    rotation: str | None = None
+    full_scale: float | None = None
+    dead_band: float = 0.0
+    open: float | None = None
+    close: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in (*ACTION_KINDS, "measured"):
+            raise ValueError(
+                f"group {self.name!r}: kind expected one of {ACTION_KINDS} or 'measured', got {self.kind!r}"
+            )
+        if not len(self.dims) == len(self.low) == len(self.high):
+            raise ValueError(
+                f"group {self.name!r}: expected as many low ({len(self.low)}) and high ({len(self.high)}) "
+                f"as dims ({len(self.dims)})"
+            )
+        if self.rotation is not None and ROTATIONS.get(self.rotation) != len(self.dims):
+            raise ValueError(
+                f"group {self.name!r}: rotation expected one of {ROTATIONS} with that many dims, "
+                f"got {self.rotation!r} with {len(self.dims)}"
+            )
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"group {self.name!r}: low {self.low} lies above high {self.high}")
+
+    @property
+    def size(self) -> int:
+        return len(self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraSpec:
+    """A camera: uint8 [height, width, 3] RGB, upright as a person would see it."""
+
+    name: str
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.height, self.width, 3)
+
+    def validate(self, image: object) -> None:
+        """Raise SpecMismatch unless `image` is what this camera delivers."""
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != self.shape:
+            raise SpecMismatch(
+                f"camera {self.name!r}: expected uint8 {list(self.shape)}, got {_describe(image)}; "
+                "pass images as captured"
+            )
+
+    def example(self) -> Image:
+        """A valid image, for warm-up and tests."""
+        return np.full(self.shape, 127, np.uint8)
+
+
+class _VectorSpec:
+    """Shared by StateSpec and ActionSpec: an ordered list of groups laid out one after another."""
+
+    __slots__ = ("groups", "high", "low", "names", "size", "slices")
+    _what = "vector"
+
+    def __init__(self, groups: tuple[Group, ...]):
+        names = [group.name for group in groups]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self._what}: group names must differ, got {names}")
+        self.groups = tuple(groups)
+        self.names = tuple(f"{group.name}.{dim}" for group in groups for dim in group.dims)
+        self.size = len(self.names)
+        self.low = np.array([x for group in groups for x in group.low], np.float32)
+        self.high = np.array([x for group in groups for x in group.high], np.float32)
+        slices, start = {}, 0
+        for group in groups:
+            slices[group.name] = slice(start, start + group.size)
+            start += group.size
+        self.slices: dict[str, slice] = slices
+
+    def validate(self, values: object) -> None:
+        """Raise SpecMismatch, naming the dimension, unless `values` is a finite float32 [size]."""
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != (self.size,):
+            raise SpecMismatch(
+                f"{self._what}: expected float32 [{self.size}] ({', '.join(self.names)}), got {_describe(values)}"
+            )
+        finite = np.isfinite(values)
+        if not finite.all():
+            i = int(np.argmin(finite))
+            raise SpecMismatch(
+                f"{self._what}: expected finite values, got {values[i]} in dimension {i} ({self.names[i]})"
+            )
+
+    def example(self) -> Float:
+        """A valid vector: the middle of every finite range, else zero."""
+        low = np.where(np.isfinite(self.low), self.low, np.minimum(0, self.high))
+        high = np.where(np.isfinite(self.high), self.high, np.maximum(0, self.low))
+        return ((low + high) / 2).astype(np.float32)
+
+    def group(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise ValueError(f"{self._what}: expected one of {list(self.slices)}, got {name!r}")
+
+
+class StateSpec(_VectorSpec):
+    """Proprioception: what `Observation.state` holds."""
+
+    _what = "state"
+
+
+class ActionSpec(_VectorSpec):
+    """What one row of an ActionChunk and one Command hold."""
+
+    __slots__ = ("_keeps", "controls")
+    _what = "action"
+
+    def __init__(self, groups: tuple[Group, ...]):
+        super().__init__(groups)
+        for group in groups:
+            if group.kind not in ACTION_KINDS:
+                raise ValueError(
+                    f"action group {group.name!r}: kind expected one of {ACTION_KINDS}, got {group.kind!r}"
+                )
+        keeps = [group.kind in ("absolute", "binary") for group in groups for _ in group.dims]
+        self._keeps = np.array(keeps, bool)
+        self.controls = frozenset(group.kind for group in groups) - {"binary"}
+
+    def hold(self, last: Float) -> Float:
+        """The action float32 [A] that keeps the robot still: 0 for delta and velocity, `last` otherwise."""
+        return np.where(self._keeps, last, np.float32(0))
+
+    def clamp(self, values: Float) -> tuple[Float, int]:
+        """`values` inside the range, and how many dimensions had to be moved."""
+        inside = np.minimum(np.maximum(values, self.low), self.high)
+        return inside, int(np.count_nonzero(inside != values))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EnvSpec:
+    """What an environment offers. tasks: one instruction a task. max_steps: control periods an episode may take."""
+
+    name: str
+    cameras: tuple[CameraSpec, ...]
+    state: StateSpec
+    action: ActionSpec
+    period: float
+    tasks: tuple[str, ...]
+    max_steps: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def validate(self, observation: Observation) -> None:
+        """Raise SpecMismatch unless `observation` is what this environment promised."""
+        self.state.validate(observation.state)
+        for camera in self.cameras:
+            if camera.name in observation.images:
+                camera.validate(observation.images[camera.name])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicySpec:
+    """What a policy needs and gives.
+
+    observation_offsets: periods before now that it sees, oldest first, ending in 0. horizon: rows of a
+    chunk. max_committed: most leading rows it accepts as given. statistics: id of its normalisation
+    statistics, None when it has none. seen: hashes of the initial states it was trained on.
+    """
+
+    name: str
+    cameras: tuple[CameraSpec, ...]
+    state: StateSpec
+    action: ActionSpec
+    period: float
+    horizon: int
+    observation_offsets: tuple[int, ...] = (0,)
+    max_committed: int = 0
+    statistics: str | None = None
+    seen: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        offsets = self.observation_offsets
+        if not offsets or offsets[-1] != 0 or list(offsets) != sorted(set(offsets)):
+            raise ValueError(
+                f"observation_offsets: expected ascending periods ending in 0, e.g. (-1, 0), got {offsets}"
+            )
+        if self.horizon < 1:
+            raise ValueError(f"horizon: expected at least 1, got {self.horizon}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{type(value).__name__}"
