@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 
 from vla_runtime import checks
 from vla_runtime.compose import load
+from vla_runtime.control.clock import SystemClock
 from vla_runtime.doctor import ask, doctor
 
 BROKEN = """
@@ -85,14 +86,25 @@ def test_one_broken_check_takes_down_nothing(capsys: pytest.CaptureFixture[str])
     json.dumps(report)
 
 
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @pytest.mark.usefixtures("broken")
 def test_a_check_that_hangs_ends_with_what_it_started(tmp_path: Path) -> None:
-    result = ask("slow", "broken_checks.hangs", {}, timeout=1.5)
+    result = ask("slow", "broken_checks.hangs", {}, timeout=5)
     assert not result["ok"]
-    assert "no answer within 1.5 s" in result["detail"]
+    assert "no answer within 5 s" in result["detail"]
     child = int((tmp_path / "child").read_text())
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    # A killed process may be scheduled once more before it is gone: the kernel says "sent", not "dead".
+    clock = SystemClock()
+    deadline = clock.now() + 30
+    while _runs(child) and clock.now() < deadline:
+        clock.sleep_until(clock.now() + 0.01)
+    assert not _runs(child)
 
 
 @pytest.mark.usefixtures("broken")

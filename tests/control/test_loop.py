@@ -154,7 +154,7 @@ def test_clocks():
     system = SystemClock()
     deadline = system.now() + 0.01
     system.sleep_until(deadline)
-    assert 0 <= system.now() - deadline < 0.5
+    assert 0 <= system.now() - deadline < 5
 
 
 def test_percentiles_of_nothing():

@@ -52,16 +52,16 @@ def play(tmp_path, jobs, workers=2, timeout=60.0, build=build_echo):
 
 def test_lost_workers_are_replaced_and_jobs_retried_once(tmp_path):
     jobs = [("a", ""), ("b", "crash once"), ("c", ""), ("d", "crash"), ("e", "hang once"), ("f", "")]
-    results, failures = play(tmp_path, jobs, timeout=1.5)
+    results, failures = play(tmp_path, jobs, timeout=4)
     assert results == {name: name.upper() for name in "abcef"}
     assert list(failures) == ["d"]
     assert "died" in failures["d"]
 
 
 def test_a_job_that_always_hangs_is_given_up(tmp_path):
-    results, failures = play(tmp_path, [("a", "hang"), ("b", "")], workers=1, timeout=0.5)
+    results, failures = play(tmp_path, [("a", "hang"), ("b", "")], workers=1, timeout=2)
     assert results == {"b": "B"}
-    assert "no answer within 0.5 s" in failures["a"]
+    assert "no answer within 2 s" in failures["a"]
 
 
 def test_no_jobs_is_fine(tmp_path):
