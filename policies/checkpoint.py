@@ -10,6 +10,8 @@ by `heads=`.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ from policies.heads.beast import Beast
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.regression import Regression
+from policies.lora import plain_state
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.vla import VLAPolicy
@@ -50,8 +53,6 @@ HEADS: dict[str, Any] = {
     "flow": Flow,
     "regression": Regression,
 }
-# Heads that speak in tokens; the others answer rows.
-TOKEN_HEADS = ("autoregressive", "beast", "discrete_diffusion")
 _OPTIONS: dict[str, Any] = {"decoding": MaskedDecoding, "denoising": Denoising}
 _KEYS = {
     *("version", "name", "backbone", "head", "tokenizer", "contract"),
@@ -72,18 +73,31 @@ def make_head(
     tokenizer: Any,
     heads: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A head by name. ValueError for a name that is not in the table, or a tokenizer where none or another fits."""
+    """A head by name.
+
+    heads: classes of one's own by name. ValueError for a name that is not in the table, a tokenizer where none
+    fits, and options that the head does not have. Classes that say `uses_tokens` are called with (tokenizer,
+    width, **options), others with (rows, size, width, **options); max_committed is always among the options.
+    """
     table = {**HEADS, **(heads or {})}
     if name not in table:
         raise ValueError(f"head: expected one of {sorted(table)}, got {name!r}")
     values = {key: _OPTIONS[key](**value) if key in _OPTIONS else value for key, value in options.items()}
-    if name in TOKEN_HEADS:
+    if getattr(table[name], "uses_tokens", False):
         if tokenizer is None:
             raise ValueError(f"head {name}: expected a tokenizer ({', '.join(TOKENIZERS)}), got none")
-        return table[name](tokenizer, width, **values)  # type: ignore[no-any-return]
+        return _called(name, table[name], tokenizer, width, **values)
     if tokenizer is not None:
         raise ValueError(f"head {name}: expected tokenizer=none, got {tokenizer.name}; it answers rows, not tokens")
-    return table[name](rows, size, width, **values)  # type: ignore[no-any-return]
+    return _called(name, table[name], rows, size, width, **values)
+
+
+def _called(name: str, head: Any, *arguments: Any, **options: Any) -> nn.Module:
+    known = list(inspect.signature(head).parameters)[len(arguments) :]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"head {name}: expected options among {known}, got {option!r}")
+    return head(*arguments, **options)  # type: ignore[no-any-return]
 
 
 def save_policy(
@@ -163,9 +177,21 @@ def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> V
     return policy
 
 
-def pretrained(env: EnvSpec, folder: str) -> VLAPolicy:
-    """The policy of a folder, as `rollout` builds it; the runner compares its contract with the environment's."""
-    return load_policy(folder)
+def pretrained(env: EnvSpec, folder: str, heads: Mapping[str, str] | None = None) -> VLAPolicy:
+    """The policy of a folder, as `rollout` builds it; the runner compares its contract with the environment's.
+
+    heads: classes of one's own as {name: "package.module.Class"}; the caller names them, never the folder.
+    """
+    return load_policy(folder, {name: own_class(target) for name, target in (heads or {}).items()})
+
+
+def own_class(target: str) -> Any:
+    """The class that `package.module.Class` names; ValueError when there is none."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"expected package.module.Class of an installed package, got {target!r}: {error}") from error
 
 
 def _document(folder: Path) -> dict[str, Any]:
@@ -198,7 +224,7 @@ def _named(entry: Mapping[str, Any], table: Mapping[str, Any], what: str) -> Any
 
 def _weights(policy: VLAPolicy) -> dict[str, torch.Tensor]:
     return {
-        **{f"backbone.{key}": value for key, value in policy.backbone.state_dict().items()},
+        **{f"backbone.{key}": value for key, value in plain_state(policy.backbone).items()},
         **{f"head.{key}": value for key, value in policy.head.state_dict().items()},
     }
 

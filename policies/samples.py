@@ -6,7 +6,7 @@ step): so training that was killed goes on exactly where it was. It knows data s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,11 @@ class Samples:
         instructions = tuple(self.instructions[i] for i in indices)
         return Batch(images, self.states_FS[chosen], instructions), self.chunks_FTA[chosen]
 
+    def num_bytes(self) -> int:
+        """Memory that images, states and chunks take."""
+        tensors = [*self.images.values(), self.states_FS, self.chunks_FTA]
+        return sum(values.numel() * values.element_size() for values in tensors)
+
     def split(self, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices for training and for validation: whole episodes are held out, at least one."""
         episodes = np.unique(self.episode_F)
@@ -60,12 +65,21 @@ class Samples:
 
 
 def read_samples(dataset: Dataset, image_size: int, state: Normalise, action: Normalise) -> Samples:
-    """Everything of a data set that training needs, images already `image_size` pixels square."""
+    """Everything of a data set that training needs, images already `image_size` pixels square.
+
+    ValueError for a state or an action that is not finite, and for a set without samples.
+    """
     cameras = {name: [] for name in dataset.cameras}  # type: dict[str, list[Tensor]]
     states, chunks, episodes, instructions = [], [], [], []
     starts = [record.start for record in dataset.episodes]
     for index in range(len(dataset)):
         observation, chunk = dataset[index]
+        for what, values in (("state", observation.state), ("action", chunk.actions)):
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"{dataset.folder}: expected a finite {what}, got NaN or infinity at row {dataset.row(index)}; "
+                    "collect the data set again"
+                )
         for name, images in cameras.items():
             images.append(resize(torch.from_numpy(observation.images[name])[None], image_size)[0])
         states.append(state.forward(observation.state))
@@ -81,6 +95,24 @@ def read_samples(dataset: Dataset, image_size: int, state: Normalise, action: No
         episode_F=np.array(episodes),
         instructions=tuple(instructions),
     )
+
+
+class FreshSamples:
+    """Samples of a data set, augmented anew whenever they are drawn; `augment(batch, generator)` does it.
+
+    indices: which of the samples.
+    """
+
+    def __init__(
+        self, samples: Samples, indices: Sequence[int], augment: Callable[[Batch, torch.Generator], Batch]
+    ):
+        self._samples, self._indices, self._augment = samples, np.asarray(indices), augment
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        """`count` observations and their chunks [count, T, A]."""
+        chosen = self._indices[torch.randint(len(self._indices), (count,), generator=generator).numpy()]
+        batch, actions = self._samples.batch(chosen.tolist())
+        return self._augment(batch, generator), actions
 
 
 def augmented(batch: Batch, generator: torch.Generator, state_noise: float, state_dropout: float) -> Batch:

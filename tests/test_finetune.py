@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from policies.checkpoint import load_policy
 from vla_runtime import collect, finetune
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.evaluation.episodes import EpisodeRunner
@@ -25,6 +28,10 @@ def recorded(tmp_path_factory):
 
 def train(recorded, out, *options):
     return finetune.finetune(load("finetune", [f"data={recorded}", f"out={out}", *TINY, *options]))
+
+
+def again(recorded, out, *options):
+    return finetune.finetune(load("finetune", [f"data={recorded}", f"resume={out}", *TINY, *options]))
 
 
 @pytest.mark.parametrize("options", [["head=beast"], ["head=flow", "tokenizer=none"]])
@@ -61,6 +68,41 @@ def test_what_does_not_fit_is_named_before_training(recorded, tmp_path, options,
     with pytest.raises(ValueError, match=message):
         train(recorded, tmp_path / "small", *options)
     assert not (tmp_path / "small").exists()
+
+
+def test_what_is_known_beforehand_is_written(recorded, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(recorded, tmp_path / "small")
+    report = json.loads((tmp_path / "small.fit.json").read_text())
+    assert report["tokens"] == 8 * len(report["dimensions"])
+    assert "about" in caplog.text
+    assert "at the peak: weights" in caplog.text
+    assert list((tmp_path / "small.curves").glob("events.out.tfevents.*"))
+
+
+def test_a_head_on_the_frozen_trunk_of_another(recorded, tmp_path):
+    train(recorded, tmp_path / "trunk", "head=regression", "tokenizer=none")
+    frozen = ["freeze_trunk=true", f"init.folder={tmp_path / 'trunk'}"]
+    line, _ = train(recorded, tmp_path / "head", "head=discrete_diffusion", *frozen)
+    one, two = (load_policy(path).backbone for path in (tmp_path / "trunk", tmp_path / "head"))
+    pairs = zip(one.trunk_parameters(), two.trunk_parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert 0 <= line["token_accuracy"] <= 1
+
+
+def test_resume_takes_the_same_settings_only(recorded, tmp_path):
+    whole, _ = train(recorded, tmp_path / "small", "save_every=1")
+    with pytest.raises(ValueError, match=r"recipe\.batch_size was 4, is 8"):
+        again(recorded, tmp_path / "small", "save_every=1", "batch_size=8")
+    with pytest.raises(ValueError, match=r"head\.name was 'beast', is 'autoregressive'"):
+        again(recorded, tmp_path / "small", "save_every=1", "head=autoregressive")
+    assert again(recorded, tmp_path / "small", "save_every=1")[0]["loss_last"] == whole["loss_last"]
+
+
+@pytest.mark.parametrize("option", ["freeze_trunk=true", "lora.rank=4"])
+def test_what_has_learned_nothing_is_not_frozen(recorded, tmp_path, option):
+    with pytest.raises(ValueError, match="expected a backbone that has learned something"):
+        train(recorded, tmp_path / "small", option)
 
 
 def test_arguments(recorded, tmp_path):

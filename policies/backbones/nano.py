@@ -7,7 +7,7 @@ decoder reads them at every step. There is no vocabulary file: an instruction is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -71,12 +71,29 @@ class Nano(nn.Module):
         self.trunk_norm = nn.LayerNorm(width)
         self.decoder = ActionDecoder(width, config.decoder_depth, config.heads)
 
+    @property
+    def image_size(self) -> int:
+        """Pixels on a side that `encode` resizes images to."""
+        return self.config.image_size
+
+    def trunk_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that `features` uses: all but the decoder's."""
+        return (value for name, value in self.named_parameters() if not name.startswith("decoder."))
+
+    def checkpointed_layers(self) -> list[nn.Module]:
+        """Modules whose activations may be computed again in the backward pass."""
+        return [module for module in self.modules() if isinstance(module, (_Stem, Attention, FeedForward))]
+
     def encode(self, batch: Batch) -> Context:
         """Once per observation. ValueError for a camera that is missing or an instruction that is empty or too long."""
-        return self.decoder.remember(self.features(batch))
+        return self.remember(*self.features(batch))
 
-    def features(self, batch: Batch) -> Tensor:
-        """The trunk's tokens [B, N, D]: what `encode` hands to the decoder, and what a frozen trunk may cache."""
+    def remember(self, tokens_BND: Tensor) -> Context:
+        """The rest of `encode`: what the decoder keeps of the trunk's tokens."""
+        return self.decoder.remember(tokens_BND)
+
+    def features(self, batch: Batch) -> tuple[Tensor]:
+        """The trunk's tokens [B, N, D]: what follows from the observation and the trunk alone."""
         tokens = [self.state(batch.state_BS)[:, None] + self.kinds[0]]
         tokens.append(self.text(batch.instructions) + self.kinds[1])
         for index, camera in enumerate(self.config.cameras):
@@ -87,7 +104,7 @@ class Nano(nn.Module):
         mixed = torch.cat(tokens, dim=1)
         for layer in self.trunk:
             mixed = layer(mixed)
-        return self.trunk_norm(mixed)  # type: ignore[no-any-return]
+        return (self.trunk_norm(mixed),)
 
     def step(
         self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
@@ -108,6 +125,11 @@ class Nano(nn.Module):
     def state_of_config(self) -> dict[str, Any]:
         """What a checkpoint keeps; `from_config` takes it back."""
         return {**asdict(self.config), "cameras": list(self.config.cameras)}
+
+    @classmethod
+    def make(cls, options: Mapping[str, Any], cameras: Sequence[str], state_size: int) -> Nano:
+        """An untrained backbone for a data set with these cameras and this state."""
+        return cls(NanoConfig(tuple(cameras), state_size, **options))
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Nano:

@@ -22,6 +22,7 @@ class Autoregressive(nn.Module):
     """ActionHead over a tokenizer's ids, in the tokenizer's order."""
 
     name = "autoregressive"
+    uses_tokens = True
 
     def __init__(self, tokenizer: Bins | BSpline, width: int, max_committed: int = 8):
         super().__init__()
@@ -52,18 +53,20 @@ class Autoregressive(nn.Module):
         self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
     ) -> Tensor:
         """A chunk float [B, T, A] in [-1, 1]."""
-        ids = self.decode_ids(backbone, context, committed, batch)
-        return keep_committed(self.tokenizer.decode(ids).clamp(-1, 1), committed)
+        return self.decode_tokens(backbone, context, committed, noise, batch)[0]
 
-    def decode_ids(self, backbone: Any, context: Any, committed: Committed | None, batch: int = 1) -> Tensor:
-        """The tokens int64 [B, L], greedily."""
+    def decode_tokens(
+        self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The chunk, and the tokens int64 [B, L] behind it, taken greedily."""
         begin = torch.full((batch,), self.tokenizer.vocab_size, device=self.places.device)
         context = backbone.extend(context, self.prefix(committed, batch))
         ids = [begin]
         for place in self.places:
             context = backbone.extend(context, (self.embed(ids[-1]) + place)[:, None])
             ids.append(self.out(context.hidden_BLD[:, -1]).argmax(-1))
-        return torch.stack(ids[1:], dim=1)
+        found = torch.stack(ids[1:], dim=1)
+        return keep_committed(self.tokenizer.decode(found).clamp(-1, 1), committed), found
 
     def _slots(self, ids: Tensor) -> Tensor:
         begin = torch.full_like(ids[:, :1], self.tokenizer.vocab_size)

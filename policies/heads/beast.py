@@ -29,6 +29,7 @@ class Beast(nn.Module):
     """
 
     name = "beast"
+    uses_tokens = True
 
     def __init__(
         self, tokenizer: BSpline, width: int, max_committed: int = 8, tokens: str = "discrete", latent: bool = False
@@ -76,8 +77,14 @@ class Beast(nn.Module):
         self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
     ) -> Tensor:
         """A chunk float [B, T, A] in [-1, 1]."""
+        return self.decode_tokens(backbone, context, committed, noise, batch)[0]
+
+    def decode_tokens(
+        self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The chunk, and its control points as tokens int64 [B, L]: nearest levels where the head regresses."""
         points = self.decode_points(backbone, context, committed, batch)
-        return keep_committed(self.tokenizer.rows_of(points).clamp(-1, 1), committed)
+        return keep_committed(self.tokenizer.rows_of(points).clamp(-1, 1), committed), self.tokenizer.quantise(points)
 
     def decode_points(self, backbone: Any, context: Any, committed: Committed | None, batch: int = 1) -> Tensor:
         """The control points float [B, N, A] behind the chunk."""

@@ -25,6 +25,7 @@ class DiscreteDiffusion(nn.Module):
     """ActionHead over a tokenizer. decoding: the checkpoint's own way to decode."""
 
     name = "discrete_diffusion"
+    uses_tokens = True
 
     def __init__(
         self, tokenizer: Bins | BSpline, width: int, max_committed: int = 8, decoding: MaskedDecoding | None = None
@@ -58,10 +59,16 @@ class DiscreteDiffusion(nn.Module):
         self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
     ) -> Tensor:
         """A chunk float [B, T, A] in [-1, 1]."""
-        ids = self.decode_ids(backbone, context, committed, noise, batch).ids_BL
-        return keep_committed(self.tokenizer.decode(ids).clamp(-1, 1), committed)
+        return self.decode_tokens(backbone, context, committed, noise, batch)[0]
 
-    def decode_ids(
+    def decode_tokens(
+        self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """The chunk, and the tokens int64 [B, L] behind it."""
+        ids = self.decode_rounds(backbone, context, committed, noise, batch).ids_BL
+        return keep_committed(self.tokenizer.decode(ids).clamp(-1, 1), committed), ids
+
+    def decode_rounds(
         self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
     ) -> MaskedResult:
         """The tokens, and how the rounds went."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from policies.training import Recipe, policy_for
+from policies.training import Recipe
+from policies.untrained import policy_for
 from vla_runtime import collect as command
 from vla_runtime.compose import load
 from vla_runtime.data.reader import Dataset
@@ -29,6 +30,8 @@ def dataset(recorded):
 def make_policy(dataset):
     def make(head="beast", **options):
         tokenizer = {"name": "bspline"} if head in ("beast", "discrete_diffusion", "autoregressive") else None
-        return policy_for(dataset, "small", SMALL, {"name": head, **options}, tokenizer, RECIPE)
+        return policy_for(
+            dataset, "small", SMALL, {"name": head, **options}, tokenizer, max_committed=RECIPE.max_committed, seed=0
+        )
 
     return make

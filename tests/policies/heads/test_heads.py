@@ -139,7 +139,7 @@ def test_kept_keys_and_values_give_the_tokens_of_a_full_pass():
     batch = observations()
     with torch.no_grad():
         context = backbone.encode(batch)
-        ids = head.decode_ids(backbone, context, None, 8)
+        ids = head.decode_tokens(backbone, context, None, {}, 8)[1]
         slots = torch.cat([head.prefix(None, 8), head._slots(ids)], dim=1)
         causal = torch.ones(slots.shape[1], slots.shape[1], dtype=torch.bool).tril()
         logits = head.out(backbone.step(context, slots, causal)[:, PREFIX:])
@@ -151,7 +151,7 @@ class Remembered(torch.nn.Module):
 
     def __init__(self, backbone, batch):
         super().__init__()
-        self.decoder, self.tokens = backbone.decoder, backbone.features(batch).detach()
+        self.decoder, self.tokens = backbone.decoder, backbone.features(batch)[0].detach()
         self.step, self.extend = backbone.step, backbone.extend
 
     def encode(self, batch):

@@ -1,0 +1,90 @@
+"""What the fine-tuning command asks for: read a data set, make a policy that fits it, report, train.
+
+It joins the parts and says beforehand what can be said: how well the tokenizer fits the data, and how large
+the whole is. The loop itself is `policies.training`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from policies.checkpoint import own_class
+from policies.fit_report import fit_report, report_text
+from policies.lora import Lora, add_adapters
+from policies.samples import read_samples
+from policies.training import Learner, Recipe, train
+from policies.untrained import Initial, policy_for
+from vla_runtime.data.reader import Dataset
+from vla_runtime.disk import write_json
+
+_log = logging.getLogger(__name__)
+
+
+def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -> dict[str, Any]:
+    """Train what `config` (configs/finetune.yaml) says; returns the last line of the command."""
+    recipe = Recipe(**{field.name: config[field.name] for field in fields(Recipe)})
+    initial, lora = Initial(**config["init"]), Lora(**config["lora"])
+    _check(config, recipe, initial, lora)
+    out = Path(config["resume"] or config["out"])
+    dataset = Dataset(config["data"], config["horizon"], control=config["control"])
+    head, heads = _head(config["head"])
+    policy = policy_for(
+        dataset,
+        out.name,
+        config["backbone"],
+        head,
+        None if config["tokenizer"]["name"] == "none" else config["tokenizer"],
+        max_committed=recipe.max_committed,
+        seed=recipe.seed,
+        initial=initial,
+        heads=heads,
+    )
+    backbone: Any = policy.backbone
+    samples = read_samples(dataset, backbone.image_size, policy.state, policy.action)
+    parameters = sum(value.numel() for value in Learner(policy.backbone, policy.head).parameters())
+    _log.info("%d samples of %d episodes, %.2f M parameters", len(samples), len(dataset.episodes), parameters / 1e6)
+    tokenizer = getattr(policy.head, "tokenizer", None)
+    if tokenizer is not None:
+        report = fit_report(tokenizer, samples.chunks_FTA, policy.spec.action, policy.action)
+        path = out.with_name(f"{out.name}.fit.json")
+        write_json(path, report)
+        _log.info("%s; all of it is in %s", report_text(report), path)
+    add_adapters(policy.backbone, lora)
+    settings = {key: config[key] for key in ("backbone", "head", "tokenizer", "horizon", "control", "init", "lora")}
+    settings["data"] = dataset.statistics_id()
+    options = {key: value for key, value in head.items() if key != "name"}
+    progress = train(policy, samples, recipe, out, options, config["resume"] is not None, on_step, settings)
+    last = {key: value for key, value in progress.validations[-1].items() if key != "step"}
+    return {
+        "steps": len(progress.losses),
+        "loss_first": progress.losses[0],
+        "loss_last": progress.losses[-1],
+        **last,
+        "parameters": parameters,
+        "checkpoint": str(out),
+    }
+
+
+def _check(config: Mapping[str, Any], recipe: Recipe, initial: Initial, lora: Lora) -> None:
+    learned = initial.folder is not None or config["backbone"].get("pretrained") is not None
+    for name, asked in (("freeze_trunk", recipe.freeze_trunk), ("lora.rank", lora.rank > 0)):
+        if asked and not learned:
+            raise ValueError(
+                f"{name}: expected a backbone that has learned something, got one from scratch; "
+                "name a checkpoint with init.folder= or published weights with backbone.pretrained="
+            )
+    if recipe.freeze_trunk and lora.rank:
+        raise ValueError("freeze_trunk, lora.rank: expected one of them, got both; adapters train the trunk, too")
+
+
+def _head(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Name and options of a head, and its class by name where its config names one with `_target_`."""
+    options = {key: value for key, value in values.items() if key != "_target_"}
+    if "_target_" not in values:
+        return options, None
+    return options, {options["name"]: own_class(str(values["_target_"]))}
+
