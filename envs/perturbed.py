@@ -67,6 +67,12 @@ class Perturbed:
         self._closed_for = 0
         self._pushes: list[_Push] = []
         self._drop: tuple[int, int] | None = None
+        self._disturbed = False
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the last command was executed otherwise than it was given."""
+        return self._disturbed
 
     def __getattr__(self, name: str) -> Any:
         # What else the environment offers (progress, control_specs, both_controls) shows through.
@@ -91,6 +97,7 @@ class Perturbed:
         self._step = self._closed_for = 0
         moved = self._move_wrongly(_Push(0, wrong, towards), int(generator.integers(2**31)))
         self._start_time = self._env.observe().time
+        self._disturbed = False
         facts["perturbation"] = {
             "wrong_start": moved,
             "pushes": [[push.start, push.steps] for push in self._pushes],
@@ -112,6 +119,7 @@ class Perturbed:
             if push.start <= self._step < push.start + push.steps:
                 values = pushed(spec, values, push.direction)
         values = self._dropping(spec, values)
+        self._disturbed = not np.array_equal(values, command.values)
         self._step += 1
         self._env.apply(command if values is command.values else replace(command, values=values))
 

@@ -67,12 +67,14 @@ class Samples:
 def read_samples(dataset: Dataset, image_size: int, state: Normalise, action: Normalise) -> Samples:
     """Everything of a data set that training needs, images already `image_size` pixels square.
 
-    ValueError for a state or an action that is not finite, and for a set without samples.
+    Samples whose chunk a push cuts through are left out: its later rows answer what nobody could foresee, and
+    a policy that learns them learns to expect pushes. ValueError for a state or an action that is not finite,
+    and for a set without samples.
     """
     cameras = {name: [] for name in dataset.cameras}  # type: dict[str, list[Tensor]]
     states, chunks, episodes, instructions = [], [], [], []
     starts = [record.start for record in dataset.episodes]
-    for index in range(len(dataset)):
+    for index in filter(dataset.foreseeable, range(len(dataset))):
         observation, chunk = dataset[index]
         for what, values in (("state", observation.state), ("action", chunk.actions)):
             if not np.isfinite(values).all():

@@ -10,6 +10,7 @@ import pytest
 
 from envs.perturbed import Perturbed
 from envs.reach import Reach
+from policies.samples import read_samples
 from vla_runtime.collect import collect
 from vla_runtime.compose import load
 from vla_runtime.control.clock import SystemClock, VirtualClock
@@ -18,6 +19,7 @@ from vla_runtime.data.lerobot import Dataset, DatasetError
 from vla_runtime.data.unfinished import PARTS
 from vla_runtime.disk import locked
 from vla_runtime.evaluation.episodes import begin_seed
+from vla_runtime.transforms import Normalise
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["env=reach", "env.size=16", "workers=1"]
@@ -207,8 +209,27 @@ def test_recover_records_the_answer_and_not_what_was_executed(tmp_path):
         answers = np.stack([ask(env, state) for state in columns["observation.state"]])
         assert np.allclose(columns["action"], answers, atol=1e-6)
         executed = np.diff(joints, axis=0) / 0.05
-        unlike += bool(np.any(np.abs(executed - columns["action"][:-1]) > 0.05))
+        other = np.any(np.abs(executed - columns["action"][:-1]) > 0.05, axis=1)
+        # Rows are marked where what was executed is not what was answered.
+        assert not np.any(other & ~columns["disturbed"][:-1])
+        unlike += bool(np.any(other))
     assert unlike >= 1
+
+
+def test_chunks_that_a_push_cuts_through_are_known(tmp_path):
+    pushed = ["perturbation.pushes=2", "perturbation.wrong_start=0.0", "perturbation.push_steps=3"]
+    collected(tmp_path / "set", *SMALL, "env.tasks=[0]", "episodes=6", "recover=true", *pushed)
+    data = Dataset(tmp_path / "set", horizon=4)
+    marks = np.concatenate([data.episode(i)["disturbed"] for i in range(6)])
+    assert marks.any()
+    for i in range(len(data)):
+        row = data.row(i)
+        end = next(record.start + record.length for record in data.episodes if row < record.start + record.length)
+        # The last row of a chunk is answered before it is pushed.
+        assert data.foreseeable(i) == (not marks[row : min(row + 4, end) - 1].any())
+    still = Normalise(np.full(data.contract.state.size, -9), np.full(data.contract.state.size, 9))
+    move = Normalise(np.full(data.action.size, -9), np.full(data.action.size, 9))
+    assert len(read_samples(data, 16, still, move)) == sum(data.foreseeable(i) for i in range(len(data))) < len(data)
 
 
 def ask(env, state):

@@ -60,3 +60,27 @@ def test_it_conforms(environment):
     )
     done = run(environment, "-c", script)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_head_is_trained_by_name_and_loaded_only_when_the_caller_names_it(environment, tmp_path):
+    done = run(
+        environment, "-m", "vla_runtime.collect", "env=reach", "env.size=16", "episodes=3", "workers=1",
+        f"out={tmp_path / 'data'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = run(
+        environment, "-m", "vla_runtime.finetune", f"data={tmp_path / 'data'}", "head=waypoints", "tokenizer=none",
+        "head.count=4", "steps=3", "batch_size=4", "horizon=8", "max_committed=2", "backbone.image_size=16",
+        "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=1", f"out={tmp_path / 'mine'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rollout = [
+        "-m", "vla_runtime.rollout", "env=reach", "env.size=16", "episodes=1", "video=none",
+        f"policy={tmp_path / 'mine'}", f"out={tmp_path / 'run'}",
+    ]  # fmt: skip
+    done = run(environment, *rollout)
+    assert done.returncode == 1
+    assert "'waypoints'; nothing was imported or run" in json.loads(done.stdout)["error"]
+    done = run(environment, *rollout, "+policy.heads.waypoints=my_robot.waypoints.Waypoints")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["errors"] == 0

@@ -1,12 +1,12 @@
-"""Conformance checks for environments and policies: run them on your own classes.
+"""Conformance checks for environments, policies and action heads: run them on your own classes.
 
     from vla_runtime.testing import check_env, check_policy
 
     def test_my_env():
         check_env(MyEnv())
 
-Each raises AssertionError saying which promise of `vla_runtime.interfaces` is broken. They know only the
-protocols.
+Each raises AssertionError saying which promise is broken. They know only the protocols, and torch only when a
+head is checked.
 """
 
 from __future__ import annotations
@@ -109,6 +109,46 @@ def check_policy(policy: Policy, env: EnvSpec) -> None:
         assert np.array_equal(observation.state, state), "predict wrote into observation.state"
         for name, image in images.items():
             assert np.array_equal(observation.images[name], image), f"predict wrote into image {name!r}"
+
+
+def check_head(head: Any, backbone: Any, batch: Any, actions_BTA: Any, committed: Any) -> None:
+    """Assert that an action head keeps its promises on `backbone`, for B >= 2 observations and their chunks [B, T, A].
+
+    committed: leading rows as policies.batch.Committed. Looks at the loss (finite, felt by every parameter of
+    the head), and that decoding stays in [-1, 1], repeats itself with the same noise, leaves the context as it
+    was, and gives back the rows that were given.
+    """
+    import torch
+
+    name = type(head).__name__
+    for member in ("name", "loss", "draw", "decode"):
+        assert hasattr(head, member), f"{name} lacks {member}"
+    count = len(actions_BTA)
+    head.zero_grad()
+    loss = head.loss(backbone, batch, actions_BTA, committed)
+    assert loss.ndim == 0, f"loss: expected one number, got {list(loss.shape)}"
+    assert torch.isfinite(loss), f"loss: expected a finite number, got {loss}"
+    loss.backward()
+    deaf = [key for key, value in head.named_parameters() if value.requires_grad and value.grad is None]
+    assert not deaf, f"loss: parameters that it does not reach: {deaf}"
+    head.zero_grad()
+    with torch.no_grad():
+        noise = head.draw(count, torch.Generator().manual_seed(0))
+        again = head.draw(count, torch.Generator().manual_seed(0))
+        assert noise.keys() == again.keys(), "draw: equal generators gave other noise"
+        assert all(torch.equal(noise[key], again[key]) for key in noise), "draw: equal generators gave other noise"
+        context = backbone.encode(batch)
+        free, given, once_more = (
+            head.decode(backbone, context, known, noise, count) for known in (None, committed, None)
+        )
+    for chunk in (free, given):
+        shape = list(actions_BTA.shape)
+        assert list(chunk.shape) == shape, f"decode: expected {shape}, got {list(chunk.shape)}"
+        assert float(chunk.abs().max()) <= 1, f"decode: expected rows in [-1, 1], got {float(chunk.abs().max())}"
+    assert torch.equal(free, once_more), "decode: the same context and noise gave other rows"
+    known = committed.known_BP()
+    same = (given[:, : known.shape[1]] == committed.rows_BPA)[known]
+    assert same.all(), "decode: rows that were given came back changed"
 
 
 def _checked_chunk(chunk: ActionChunk, spec: PolicySpec, time: float) -> ActionChunk:

@@ -59,6 +59,7 @@ def make_episode(seed: int, length: int, stride: int = 1, facts: dict | None = N
         "action.delta": delta,
         "action.absolute": np.concatenate([vector(3), delta[:, 3:]], axis=1),
         "image_fresh": fresh,
+        "disturbed": np.zeros(length, bool),
     }
     # Smooth pictures: what a camera sees, and what a video codec is made for.
     shades = np.linspace(0, 200, 24).astype(np.uint8)

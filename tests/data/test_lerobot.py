@@ -27,6 +27,7 @@ DATA_COLUMNS = {
     "action.delta": pa.list_(pa.float32(), 4),
     "action.absolute": pa.list_(pa.float32(), 4),
     "image_fresh": pa.bool_(),
+    "disturbed": pa.bool_(),
     "timestamp": pa.float32(),
     "frame_index": pa.int64(),
     "episode_index": pa.int64(),
@@ -96,7 +97,8 @@ def test_info(embedded, video):
         "shape": [4],
         "names": ["position.x", "position.y", "position.z", "gripper.command"],
     }
-    assert features["image_fresh"] == {"dtype": "bool", "shape": [1], "names": None}
+    for name in ("image_fresh", "disturbed"):
+        assert features[name] == {"dtype": "bool", "shape": [1], "names": None}
     assert features["timestamp"] == {"dtype": "float32", "shape": [1], "names": None}
     info = json.loads((video.folder / "meta/info.json").read_text())
     assert info["video_path"] == "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

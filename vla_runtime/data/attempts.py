@@ -45,14 +45,23 @@ def action_specs(env: Env) -> dict[str, ActionSpec]:
 
 
 class Recorder:
-    """Collects the ticks of one episode; give it to the loop as `on_tick`."""
+    """Collects the ticks of one episode; give it to the loop as `on_tick`.
 
-    def __init__(self, spec: EnvSpec, both_controls: BothControls | None = None):
-        self._spec, self._both = spec, both_controls
+    disturbed: whether the command that was just applied was executed otherwise than it was given.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        both_controls: BothControls | None = None,
+        disturbed: Callable[[], bool] = lambda: False,
+    ):
+        self._spec, self._both, self._disturbed_now = spec, both_controls, disturbed
         self._columns: dict[str, list[Float]] = {}
         self._images: dict[str, list[Image]] = {camera.name: [] for camera in spec.cameras}
         self._shown: list[int] = []
         self._fresh: list[bool] = []
+        self._disturbed: list[bool] = []
         self._num_rendered = 0
 
     def __call__(self, tick: Tick) -> None:
@@ -70,10 +79,12 @@ class Recorder:
         self._shown.append(max(self._num_rendered - 1, 0))
         # An environment without cameras has nothing that could be stale.
         self._fresh.append(fresh or not self._images)
+        self._disturbed.append(self._disturbed_now())
 
     def episode(self, facts: Mapping[str, Any]) -> Episode:
         columns: Columns = {name: np.stack(values) for name, values in self._columns.items()}
         columns[schema.FRESH] = np.array(self._fresh, bool)
+        columns[schema.DISTURBED] = np.array(self._disturbed, bool)
         return Episode(facts, columns, self._images, np.array(self._shown, np.int64))
 
 
@@ -96,7 +107,7 @@ class Attempter:
         begin = begin_seed(seed, task, attempt)
         reset = self._world.reset(seed, task, attempt)
         expert = self._world.expert(seed, config["style"])
-        recorder = Recorder(spec, self._both)
+        recorder = Recorder(spec, self._both, lambda: bool(getattr(self._world, "disturbed", False)))
         try:
             done = run(
                 self._world,

@@ -34,7 +34,7 @@ class Episode:
     """One demonstration in memory.
 
     facts: JSON values about it (task, attempt, seeds, initial state). columns: float32 [T, D] by feature
-    name, and image_fresh bool [T]. images: {camera: uint8 [H, W, 3] of each rendered moment}. shown:
+    name, and image_fresh and disturbed bool [T]. images: {camera: uint8 [H, W, 3] of each rendered moment}. shown:
     int64 [T], which of them each row shows.
     """
 

@@ -118,6 +118,16 @@ class Dataset:
         """The row of the set at which sample i begins."""
         return int(self._starts[i])
 
+    def foreseeable(self, i: int) -> bool:
+        """Whether nothing disturbs the motion while the chunk of sample i is played.
+
+        Where something does, the chunk's later rows answer a push that nobody could have seen coming.
+        """
+        row = self.row(i)
+        record = self.episodes[int(self._episode_of[row])]
+        last = min(row + self.horizon, record.start + record.length) - 1
+        return not bool(self._columns[schema.DISTURBED][row:last].any())
+
     def observation(self, row: int) -> Observation:
         """What was observed at a row of the set; between fresh rows the images are the last ones rendered."""
         record = self.episodes[int(self._episode_of[row])]

@@ -30,6 +30,8 @@ VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 STATE = "observation.state"
 FRESH = "image_fresh"
+# Rows whose action was answered but not executed as it stands: something pushed.
+DISTURBED = "disturbed"
 IMAGES = ("embedded", "video")
 _SCALARS = {
     "timestamp": "float32",
@@ -75,7 +77,8 @@ def features(spec: EnvSpec, actions: Mapping[str, ActionSpec], images: str) -> F
     found[STATE] = {"dtype": "float32", "shape": [spec.state.size], "names": list(spec.state.names)}
     for name, action in actions.items():
         found[name] = {"dtype": "float32", "shape": [action.size], "names": list(action.names)}
-    found[FRESH] = {"dtype": "bool", "shape": [1], "names": None}
+    for name in (FRESH, DISTURBED):
+        found[name] = {"dtype": "bool", "shape": [1], "names": None}
     for name, dtype in _SCALARS.items():
         found[name] = {"dtype": dtype, "shape": [1], "names": None}
     for name in found:

@@ -16,6 +16,7 @@ from policies.heads.regression import Regression
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.denoise import Denoising
+from vla_runtime.testing import check_head
 
 ROWS, SIZE, WIDTH, PREFIX = 8, 3, 32, 4
 
@@ -66,12 +67,48 @@ def decode(backbone, head, batch, committed=None, seed=3):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_decoding_repeats_and_stays_in_range(name):
+def test_it_keeps_the_promises_of_a_head(name):
     backbone, head = tiny(name)
-    one, two = (decode(backbone, head, observations()) for _ in range(2))
-    assert one.shape == (8, ROWS, SIZE)
-    assert torch.equal(one, two)
-    assert one.abs().max() <= 1
+    check_head(head, backbone, observations(), chunks(), first_rows(8, 3))
+
+
+class Forgetful(Regression):
+    """Breaks one promise at a time."""
+
+    broken = ""
+
+    def loss(self, *arguments):
+        loss = super().loss(*arguments)
+        return {"nan": loss * torch.nan, "deaf": loss.detach().requires_grad_()}.get(self.broken, loss)
+
+    def decode(self, backbone, context, committed, noise, batch=1):
+        rows = super().decode(backbone, context, committed, noise, batch)
+        if self.broken == "range":
+            return rows + 3
+        if self.broken == "shape":
+            return rows[:, 1:]
+        if self.broken == "chance":
+            return (rows + 1e-3 * torch.rand(rows.shape)).clamp(-1, 1)
+        return super().decode(backbone, context, None, noise, batch) if self.broken == "given" else rows
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("nan", "finite"),
+        ("deaf", "does not reach"),
+        ("range", r"in \[-1, 1\]"),
+        ("shape", "expected"),
+        ("chance", "other rows"),
+        ("given", "came back changed"),
+    ],
+)
+def test_a_broken_promise_is_named(broken, message):
+    backbone, _ = tiny("regression")
+    head = Forgetful(ROWS, SIZE, WIDTH, PREFIX)
+    head.broken = broken
+    with pytest.raises(AssertionError, match=message):
+        check_head(head, backbone, observations(), chunks(), first_rows(8, 3))
 
 
 @pytest.mark.parametrize("name", HEADS)
