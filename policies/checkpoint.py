@@ -41,6 +41,7 @@ from vla_runtime.transforms import Normalise
 from vla_runtime.types import EnvSpec, PolicySpec
 
 VERSION = 1
+SHIPPED = Path(__file__).parent / "shipped"
 CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
 
 BACKBONES: dict[str, Any] = {"nano": Nano}
@@ -56,7 +57,7 @@ HEADS: dict[str, Any] = {
 _OPTIONS: dict[str, Any] = {"decoding": MaskedDecoding, "denoising": Denoising}
 _KEYS = {
     *("version", "name", "backbone", "head", "tokenizer", "contract"),
-    *("max_committed", "state", "action", "seen", "training"),
+    *("max_committed", "executed", "state", "action", "seen", "training"),
 }
 
 
@@ -115,6 +116,7 @@ def save_policy(
         "tokenizer": None if tokenizer is None else {"name": tokenizer.name, "state": tokenizer.state()},
         "contract": Contract.of(spec).document(),
         "max_committed": spec.max_committed,
+        "executed": spec.executed,
         "state": {"low": policy.state.low.tolist(), "high": policy.state.high.tolist()},
         "action": {"low": policy.action.low.tolist(), "high": policy.action.high.tolist()},
         "seen": sorted(spec.seen),
@@ -165,6 +167,7 @@ def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> V
             max_committed=document["max_committed"],
             statistics=contract.statistics,
             seen=frozenset(document["seen"]),
+            executed=document["executed"],
         )
         policy = VLAPolicy(spec, backbone, head, Normalise(**document["state"]), Normalise(**document["action"]))
     except CheckpointError as error:
@@ -183,6 +186,15 @@ def pretrained(env: EnvSpec, folder: str, heads: Mapping[str, str] | None = None
     heads: classes of one's own as {name: "package.module.Class"}; the caller names them, never the folder.
     """
     return load_policy(folder, {name: own_class(target) for name, target in (heads or {}).items()})
+
+
+def shipped(env: EnvSpec, name: str) -> VLAPolicy:
+    """A policy in the box, by name. ValueError naming those there are."""
+    folder = SHIPPED / name
+    if not folder.is_dir():
+        known = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
+        raise ValueError(f"policy.name: expected one of {', '.join(known)}, got {name!r}")
+    return load_policy(folder)
 
 
 def own_class(target: str) -> Any:

@@ -39,6 +39,7 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
         head,
         None if config["tokenizer"]["name"] == "none" else config["tokenizer"],
         max_committed=recipe.max_committed,
+        executed=config["executed"],
         seed=recipe.seed,
         initial=initial,
         heads=heads,

@@ -48,6 +48,7 @@ def policy_for(
     *,
     max_committed: int,
     seed: int,
+    executed: int | None = None,
     initial: Initial = Initial(),
     heads: Mapping[str, Any] | None = None,
 ) -> VLAPolicy:
@@ -70,6 +71,7 @@ def policy_for(
         max_committed=max_committed,
         statistics=dataset.statistics_id(),
         seen=dataset.initial_states,
+        executed=executed,
     )
     torch.manual_seed(seed)
     if backbone["name"] not in BACKBONES:

@@ -14,7 +14,8 @@ from vla_runtime.compose import BadArguments, load
 from vla_runtime.evaluation.episodes import EpisodeRunner
 
 TINY = [
-    *("steps=3", "batch_size=4", "warmup=1", "validate_every=3", "validate_samples=4", "horizon=8", "max_committed=2"),
+    *("steps=3", "batch_size=4", "warmup=1", "validate_every=3", "validate_samples=4"),
+    *("horizon=8", "executed=4", "max_committed=2"),
     *("backbone.image_size=16", "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=1"),
 ]
 
@@ -45,6 +46,7 @@ def test_what_is_trained_can_be_run_by_its_folder(recorded, tmp_path, options):
     assert row["error"] is None
     assert row["statistics"] is not None
     assert row["init_seen"] is False
+    assert row["loop"]["replan"] == 4
 
 
 def test_a_checkpoint_for_another_environment_is_refused(recorded, tmp_path):

@@ -270,7 +270,8 @@ class PolicySpec:
 
     observation_offsets: periods before now that it sees, oldest first, ending in 0. horizon: rows of a
     chunk. max_committed: most leading rows it accepts as given. statistics: id of its normalisation
-    statistics, None when it has none. seen: hashes of the initial states it was trained on.
+    statistics, None when it has none. seen: hashes of the initial states it was trained on. executed: rows of
+    a chunk that are meant to be played before the next is asked for; None: all.
     """
 
     name: str
@@ -283,6 +284,7 @@ class PolicySpec:
     max_committed: int = 0
     statistics: str | None = None
     seen: frozenset[str] = frozenset()
+    executed: int | None = None
 
     def __post_init__(self) -> None:
         offsets = self.observation_offsets
@@ -292,6 +294,8 @@ class PolicySpec:
             )
         if self.horizon < 1:
             raise ValueError(f"horizon: expected at least 1, got {self.horizon}")
+        if self.executed is not None and not 1 <= self.executed <= self.horizon:
+            raise ValueError(f"executed: expected 1 to {self.horizon} (the horizon), got {self.executed}")
 
 
 def _describe(value: object) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -48,6 +50,22 @@ def test_policies_of_every_head_conform(make_policy, head):
     policy = make_policy(head)
     env = Reach(size=16)
     check_policy(policy, env.spec)
+
+
+@pytest.mark.parametrize("head", HEAD_NAMES)
+def test_parallel_sessions_equal_sequential_ones(make_policy, head):
+    """Each in a thread of its own, all at once."""
+    options = {"denoising": {"sampler": "ddpm", "steps": 5, "train_steps": 5}} if head == "diffusion" else {}
+    policy, seeds = make_policy(head, **options), range(6)
+
+    def episode(seed):
+        session = policy.begin(seed)
+        return np.stack([session.predict([observation()]).actions for _ in range(3)])
+
+    sequential = [episode(seed) for seed in seeds]
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        together = list(pool.map(episode, seeds))
+    assert all((one == other).all() for one, other in zip(sequential, together, strict=True))
 
 
 def test_interleaved_sessions_equal_sequential_ones(make_policy):

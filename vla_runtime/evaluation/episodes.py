@@ -66,7 +66,7 @@ class EpisodeRunner:
         spec, policy = self._env.spec, self._policy.spec
         require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
         replan = config["loop"]["replan"]
-        self._replan = policy.horizon if replan is None else replan
+        self._replan = policy.executed or policy.horizon if replan is None else replan
         if not isinstance(self._replan, int) or not 1 <= self._replan <= policy.horizon:
             raise BadArguments(
                 f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self._replan!r}"
