@@ -71,7 +71,8 @@ def test_a_head_is_trained_by_name_and_loaded_only_when_the_caller_names_it(envi
     done = run(
         environment, "-m", "vla_runtime.finetune", f"data={tmp_path / 'data'}", "head=waypoints", "tokenizer=none",
         "head.count=4", "steps=3", "batch_size=4", "horizon=8", "executed=8", "max_committed=2",
-        "backbone.image_size=16", "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=1", f"out={tmp_path / 'mine'}",
+        "backbone.image_size=16", "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=1",
+        f"out={tmp_path / 'mine'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rollout = [
