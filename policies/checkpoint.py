@@ -122,14 +122,16 @@ def save_policy(
         "seen": sorted(spec.seen),
         "training": dict(training),
     }
-    part = folder.with_name(f".{folder.name}.part")
+    part, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
+    if old.is_dir() and not folder.exists():
+        # Killed between the two renames below: the previous checkpoint is whole, under its other name.
+        old.rename(folder)
     try:
         weights = {key: value.detach().to(torch.float16).cpu().contiguous() for key, value in _weights(policy).items()}
         save_file(weights, str(part / WEIGHTS))
         write_json(part / CONFIG, document)
-        old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)

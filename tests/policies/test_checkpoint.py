@@ -150,3 +150,8 @@ def test_saving_that_fails_leaves_the_previous_checkpoint(saved, monkeypatch):
     assert (folder / WEIGHTS).read_bytes() == before
     assert sorted(path.name for path in folder.parent.iterdir()) == ["small"]
     load_policy(folder)
+    # Killed after the old folder was moved away and before the new one took its place.
+    folder.rename(folder.with_name(".small.old"))
+    with pytest.raises(OSError, match="No space left"):
+        save_policy(folder, policy, {}, {})
+    assert (folder / WEIGHTS).read_bytes() == before

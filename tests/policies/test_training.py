@@ -35,6 +35,14 @@ def test_samples_are_the_data_sets(dataset, samples, make_policy):
     assert len(kept) + len(held) == len(samples)
 
 
+@pytest.mark.parametrize("what", ["state", "action"])
+def test_data_that_is_not_finite_is_refused(dataset, make_policy, what):
+    policy, row = make_policy(), dataset.row(3)
+    dataset._columns["observation.state" if what == "state" else "action"][row] = np.nan
+    with pytest.raises(ValueError, match=f"expected a finite {what}, got NaN or infinity"):
+        read_samples(dataset, 16, policy.state, policy.action)
+
+
 @pytest.mark.parametrize("head", ["beast", "diffusion"])
 def test_killed_and_resumed_equals_uninterrupted(samples, make_policy, tmp_path, head):
     options = {"denoising": {"sampler": "ddim", "steps": 2, "train_steps": 10}} if head == "diffusion" else {}
