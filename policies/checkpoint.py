@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from policies.backbones.nano import Nano
 from policies.heads.autoregressive import Autoregressive
 from policies.heads.beast import Beast
 from policies.heads.diffusion import Diffusion, Flow
@@ -44,7 +43,12 @@ VERSION = 1
 SHIPPED = Path(__file__).parent / "shipped"
 CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
 
-BACKBONES: dict[str, Any] = {"nano": Nano}
+# Imported when one is asked for: transformers takes seconds that nano need not pay.
+BACKBONES = {
+    "nano": "policies.backbones.nano.Nano",
+    "florence2": "policies.backbones.florence2.Florence2",
+    "prismatic": "policies.backbones.prismatic.Prismatic",
+}
 TOKENIZERS: dict[str, Any] = {"bins": Bins, "bspline": BSpline}
 HEADS: dict[str, Any] = {
     "autoregressive": Autoregressive,
@@ -63,6 +67,13 @@ _KEYS = {
 
 class CheckpointError(ValueError):
     """A folder that is no checkpoint of ours: what was expected where, and what was found."""
+
+
+def backbone_class(name: str) -> Any:
+    """A backbone's class by name. ValueError for a name that is not in the table."""
+    if name not in BACKBONES:
+        raise ValueError(f"backbone: expected one of {sorted(BACKBONES)}, got {name!r}")
+    return own_class(BACKBONES[name])
 
 
 def make_head(
@@ -148,7 +159,8 @@ def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> V
     document = _document(folder)
     try:
         contract = Contract.read(document["contract"])
-        backbone = _named(document["backbone"], BACKBONES, "backbone").from_config(document["backbone"]["config"])
+        _named(document["backbone"], BACKBONES, "backbone")
+        backbone = backbone_class(document["backbone"]["name"]).from_config(document["backbone"]["config"])
         tokenizer = document["tokenizer"]
         if tokenizer is not None:
             tokenizer = _named(tokenizer, TOKENIZERS, "tokenizer")(**tokenizer["state"])

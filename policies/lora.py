@@ -31,12 +31,20 @@ class Lora:
 
 
 def add_adapters(backbone: nn.Module, lora: Lora) -> None:
-    """Freeze `backbone` and put adapters beside all of its linear layers, in place. Nothing for rank 0."""
+    """Freeze `backbone` and put adapters beside its linear layers, in place. Nothing for rank 0.
+
+    Parts that no published weights have (the backbone's `new_parts`, by the beginnings of their names) learn whole.
+    """
     if lora.rank == 0:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    new: tuple[str, ...] = getattr(backbone, "new_parts", ())
+    linear = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(new)
+    ]
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=linear, bias="none"
     )
@@ -44,6 +52,9 @@ def add_adapters(backbone: nn.Module, lora: Lora) -> None:
         value.requires_grad_(False)
     # It makes the adapters' own parameters learn, and no others.
     inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
+    for name, value in backbone.named_parameters():
+        if name.startswith(new):
+            value.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from policies.checkpoint import BACKBONES, TOKENIZERS, load_policy, make_head
+from policies.checkpoint import TOKENIZERS, backbone_class, load_policy, make_head
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.validation import binary_dimensions
@@ -74,10 +74,8 @@ def policy_for(
         executed=executed,
     )
     torch.manual_seed(seed)
-    if backbone["name"] not in BACKBONES:
-        raise ValueError(f"backbone: expected one of {sorted(BACKBONES)}, got {backbone['name']!r}")
     options = {key: value for key, value in backbone.items() if key != "name"}
-    network = BACKBONES[backbone["name"]].make(options, tuple(dataset.cameras), contract.state.size)
+    network = backbone_class(backbone["name"]).make(options, tuple(dataset.cameras), contract.state.size)
     source = None if initial.folder is None else _source(initial.folder, spec, network)
     if source is not None:
         state = source.state
@@ -111,15 +109,23 @@ def policy_for(
 def _source(folder: str, spec: PolicySpec, network: Any) -> VLAPolicy:
     source = load_policy(folder)
     found: Any = source.backbone
-    if found.name != network.name or found.state_of_config() != network.state_of_config():
+    mine, theirs = ({"name": one.name, **one.state_of_config()} for one in (network, found))
+    if mine != theirs:
+        other = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
         raise ValueError(
-            f"init.folder={folder}: expected a backbone {network.name} of {network.state_of_config()}, "
-            f"got {found.name} of {found.state_of_config()}"
+            f"init.folder={folder}: expected a backbone of the same sizes, got another in "
+            + ", ".join(f"{key} ({_short(theirs.get(key))} there, {_short(mine.get(key))} here)" for key in other)
         )
     # What statistics a part was trained with is kept with it; all else must be the same.
-    mine, theirs = (replace(Contract.of(one), statistics=None) for one in (spec, source.spec))
-    require_match(mine, theirs, "the data set", f"init.folder={folder}")
+    data, trained = (replace(Contract.of(one), statistics=None) for one in (spec, source.spec))
+    require_match(data, trained, "the data set", f"init.folder={folder}")
     return source
+
+
+def _short(value: object) -> str:
+    # A tokenizer's text is long.
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _copy(source: Any, target: Any, trunk_only: bool) -> None:

@@ -55,7 +55,7 @@ def test_another_head_on_the_same_trunk(dataset, source):
 def test_what_does_not_fit_the_checkpoint_is_named(dataset, source, recorded):
     with pytest.raises(ValueError, match="expected head=regression"):
         build(dataset, source, "all", "flow")
-    with pytest.raises(ValueError, match="expected a backbone nano"):
+    with pytest.raises(ValueError, match=r"width \(32 there, 64 here\)"):
         build(dataset, source, "trunk", width=64)
     with pytest.raises(SpecMismatch, match="horizon: expected 8, got 6"):
         build(Dataset(recorded, horizon=6), source, "trunk")
