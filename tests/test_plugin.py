@@ -82,6 +82,6 @@ def test_a_head_is_trained_by_name_and_loaded_only_when_the_caller_names_it(envi
     done = run(environment, *rollout)
     assert done.returncode == 1
     assert "'waypoints'; nothing was imported or run" in json.loads(done.stdout)["error"]
-    done = run(environment, *rollout, "+policy.heads.waypoints=my_robot.waypoints.Waypoints")
+    done = run(environment, *rollout, "policy.heads={waypoints: my_robot.waypoints.Waypoints}")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["errors"] == 0

@@ -1,0 +1,105 @@
+"""Compares action heads fairly.
+
+    python benchmarks/heads.py --env lift --data data/lift --trunk checkpoints/lift_trunk --out runs/heads
+
+Every head is trained on the same data, on the same trunk (frozen; the decoder starts from it, too) with the
+same number of updates, its checkpoint chosen by held-out decoded L1, and then evaluated on the same initial
+states, none of which was seen in training. Both steps are ordinary commands of the package, so what was
+finished is not done again. Writes benchmarks/heads_<env>.json and the rows beside it, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from vla_runtime.control.clock import SystemClock
+
+HEADS = {
+    "beast": ["tokenizer=bspline"],
+    "discrete_diffusion": ["tokenizer=bspline"],
+    "autoregressive": ["tokenizer=bspline"],
+    "diffusion": ["tokenizer=none"],
+    "flow": ["tokenizer=none"],
+    "regression": ["tokenizer=none"],
+}
+HERE = Path(__file__).parent
+
+
+def command(name, *options):
+    """The last line of a command of the package, which must succeed."""
+    done = subprocess.run([sys.executable, "-m", f"vla_runtime.{name}", *options], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"{name} {' '.join(options)}: {done.stdout}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def trained(arguments, head):
+    """Train a head, or go on with it; what the command said, and how long training took."""
+    folder = arguments.out / f"{arguments.env}_{head}"
+    known = folder.with_name(f"{folder.name}.json")
+    if known.is_file():
+        return folder, json.loads(known.read_text())
+    place = "resume" if folder.with_name(f"{folder.name}.training.pt").is_file() else "out"
+    clock = SystemClock()
+    began = clock.now()
+    line = command(
+        "finetune", f"data={arguments.data}", "control=absolute", f"head={head}", *HEADS[head], f"{place}={folder}",
+        f"init.folder={arguments.trunk}", "init.parts=backbone", "freeze_trunk=true", f"steps={arguments.steps}",
+        f"batch_size={arguments.batch_size}", "learning_rate=0.0005", "warmup=100", "ema=0.995",
+        "validate_every=250", "save_every=250",
+    )  # fmt: skip
+    line["training_minutes"] = round((clock.now() - began) / 60, 1)
+    line["whole"] = place == "out"
+    known.write_text(json.dumps(line))
+    return folder, line
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", required=True, help="lift, can, libero_object")
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--trunk", required=True, type=Path, help="a checkpoint trained on the same data")
+    parser.add_argument("--out", required=True, type=Path, help="where checkpoints and runs go")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--episodes", type=int, default=100, help="per task")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    rows = HERE / "rows"
+    rows.mkdir(exist_ok=True)
+    path = HERE / f"heads_{arguments.env}.json"
+    table = json.loads(path.read_text()) if path.is_file() else {}
+    for head in arguments.heads:
+        folder, line = trained(arguments, head)
+        run = arguments.out / f"{arguments.env}_{head}_run"
+        said = command(
+            "rollout", f"env={arguments.env}", "env.control=absolute", f"policy={folder}", f"out={run}", "video=none",
+            f"episodes={arguments.episodes}", f"workers={arguments.workers}",
+        )  # fmt: skip
+        (rows / f"{arguments.env}_{head}.jsonl").write_text((run / "episodes.jsonl").read_text())
+        table[head] = {
+            **{key: said[key] for key in ("episodes", "successes", "errors", "success_rate", "ci95", "latency_ms")},
+            **{key: line[key] for key in ("l1", "parameters", "steps", "training_minutes")},
+            "batch_size": arguments.batch_size,
+            "hardware": f"{platform.machine()}, one thread a worker, {arguments.workers} workers",
+        }
+        path.write_text(json.dumps(table, indent=1) + "\n")
+    print("| head | success | interval | held-out L1 | chunk p50 ms | parameters | training min |")
+    print("|---|---|---|---|---|---|---|")
+    for head, row in table.items():
+        low, high = row["ci95"]
+        print(
+            f"| {head} | {row['successes']} of {row['episodes']} | {100 * low:.1f} to {100 * high:.1f} % "
+            f"| {row['l1']:.4f} | {row['latency_ms']['p50']:.1f} | {row['parameters'] / 1e6:.2f} M "
+            f"| {row['training_minutes']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
