@@ -1,4 +1,4 @@
-"""An environment that does not always do as it is told: wrong starts, pushes and dropped objects.
+"""An environment that does not always do as it is told: wrong starts, pushes, dropped objects and missed grasps.
 
 It wears the Env protocol around another environment, so that nothing else knows of it. What it disturbs is
 what is *executed*; a recorder on the line still sees the answer to the state, which is how demonstrations
@@ -38,7 +38,7 @@ class _Push:
 
 
 class Perturbed:
-    """Env around `env`. wrong_start, drop: chances in [0, 1] an episode; others as in configs/collect.yaml.
+    """Env around `env`. wrong_start, drop, miss: chances in [0, 1] an episode; others as in configs/collect.yaml.
 
     ValueError for a chance outside [0, 1] or a negative count.
     """
@@ -52,8 +52,9 @@ class Perturbed:
         pushes: int = 3,
         push_steps: int = 8,
         drop: float = 0.3,
+        miss: float = 0.3,
     ):
-        for name, chance in (("wrong_start", wrong_start), ("drop", drop)):
+        for name, chance in (("wrong_start", wrong_start), ("drop", drop), ("miss", miss)):
             if not 0 <= chance <= 1:
                 raise ValueError(f"perturbation.{name}: expected a chance from 0 to 1, got {chance}")
         for name, count in (("wrong_start_steps", wrong_start_steps), ("pushes", pushes), ("push_steps", push_steps)):
@@ -61,12 +62,14 @@ class Perturbed:
                 raise ValueError(f"perturbation.{name}: expected at least 0, got {count}")
         self._env, self._seed = env, seed
         self._wrong_start, self._wrong_start_steps = wrong_start, wrong_start_steps
-        self._max_pushes, self._push_steps, self._drop_chance = pushes, push_steps, drop
+        self._max_pushes, self._push_steps = pushes, push_steps
+        self._drop_chance, self._miss_chance = drop, miss
         self._start_time = 0.0
         self._step = 0
-        self._closed_for = 0
+        self._closed_for = self._open_for = 0
         self._pushes: list[_Push] = []
         self._drop: tuple[int, int] | None = None
+        self._miss: tuple[int, int] | None = None
         self._disturbed = False
 
     @property
@@ -94,7 +97,9 @@ class Perturbed:
         self._pushes = self._draw_pushes(generator)
         drop_after, drop_for = int(generator.integers(3, 25)), int(generator.integers(6, 13))
         self._drop = (drop_after, drop_for) if generator.random() < self._drop_chance else None
-        self._step = self._closed_for = 0
+        miss_after, miss_for = int(generator.integers(5, 30)), int(generator.integers(3, 10))
+        self._miss = (miss_after, miss_for) if generator.random() < self._miss_chance else None
+        self._step = self._closed_for = self._open_for = 0
         moved = self._move_wrongly(_Push(0, wrong, towards), int(generator.integers(2**31)))
         self._start_time = self._env.observe().time
         self._disturbed = False
@@ -102,6 +107,7 @@ class Perturbed:
             "wrong_start": moved,
             "pushes": [[push.start, push.steps] for push in self._pushes],
             "drop": None if self._drop is None else list(self._drop),
+            "miss": None if self._miss is None else list(self._miss),
         }
         return facts
 
@@ -118,7 +124,7 @@ class Perturbed:
         for push in self._pushes:
             if push.start <= self._step < push.start + push.steps:
                 values = pushed(spec, values, push.direction)
-        values = self._dropping(spec, values)
+        values = self._forced(spec, values)
         self._disturbed = not np.array_equal(values, command.values)
         self._step += 1
         self._env.apply(command if values is command.values else replace(command, values=values))
@@ -166,18 +172,24 @@ class Perturbed:
         policy.close()
         return steps
 
-    def _dropping(self, spec: ActionSpec, values: Float) -> Float:
-        """Open the gripper by force for a moment, once, after it was told to close for a while."""
+    def _forced(self, spec: ActionSpec, values: Float) -> Float:
+        """Force the gripper for a moment, once each: open after it was told to close for a while, and the reverse.
+
+        A policy that has closed on nothing is somewhere its demonstrations never were, unless they have, too.
+        """
         for group in spec.groups:
-            if self._drop is None or group.open is None or group.close is None:
+            if group.open is None or group.close is None:
                 continue
             part = spec.slices[group.name]
-            closing = np.abs(values[part] - group.close) < np.abs(values[part] - group.open)
-            self._closed_for += int(bool(closing.all()))
-            after, steps = self._drop
-            if after < self._closed_for <= after + steps:
+            closing = bool((np.abs(values[part] - group.close) < np.abs(values[part] - group.open)).all())
+            self._closed_for += closing
+            self._open_for += not closing
+            forced, told_for, to = (
+                (self._drop, self._closed_for, group.open) if closing else (self._miss, self._open_for, group.close)
+            )
+            if forced is not None and forced[0] < told_for <= sum(forced):
                 values = values.copy()
-                values[part] = group.open
+                values[part] = to
         return values
 
 

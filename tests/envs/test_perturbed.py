@@ -156,7 +156,7 @@ class HolderExpert:
 
 def test_a_closed_gripper_is_forced_open_once():
     raw = Holder()
-    env = Perturbed(raw, wrong_start=0.0, pushes=0, drop=1.0)
+    env = Perturbed(raw, wrong_start=0.0, pushes=0, drop=1.0, miss=0.0)
     facts = env.reset(10_000, 0, 0)
     after, steps = facts["perturbation"]["drop"]
     told = Command(np.array([0, 0, 0, 0, 0, 0, 1], np.float32), 0.0)
@@ -172,9 +172,26 @@ def test_a_closed_gripper_is_forced_open_once():
     assert all(values[-1] == -1 for values in raw.executed)
 
 
+def test_an_open_gripper_is_forced_shut_once():
+    raw = Holder()
+    env = Perturbed(raw, wrong_start=0.0, pushes=0, drop=0.0, miss=1.0)
+    after, steps = env.reset(10_000, 0, 0)["perturbation"]["miss"]
+    closing, opening = (Command(np.array([0, 0, 0, 0, 0, 0, sign], np.float32), 0.0) for sign in (1, -1))
+    # Periods in which it is told to close do not count.
+    told = [opening] * (after - 1) + [closing] * 5 + [opening] * 30
+    marks = []
+    for command in told:
+        env.apply(command)
+        marks.append(env.disturbed)
+    gripper = np.array([values[-1] for values in raw.executed])
+    forced = np.arange(after + 5, after + 5 + steps)
+    assert np.array_equal(np.flatnonzero(gripper > 0), np.concatenate([np.arange(after - 1, after + 4), forced]))
+    assert np.array_equal(np.flatnonzero(marks), forced)
+
+
 def test_pushes_replace_what_is_executed_for_their_time_only():
     raw = Holder()
-    env = Perturbed(raw, wrong_start=0.0, pushes=3, drop=0.0)
+    env = Perturbed(raw, wrong_start=0.0, pushes=3, drop=0.0, miss=0.0)
     episode = next(k for k in range(20) if env.reset(10_000, 0, k)["perturbation"]["pushes"])
     facts = env.reset(10_000, 0, episode)
     for _ in range(150):
