@@ -18,7 +18,7 @@ from policies.lora import Lora, add_adapters
 from policies.samples import read_samples
 from policies.training import Learner, Recipe, train
 from policies.untrained import Initial, policy_for
-from vla_runtime.data.reader import Dataset
+from vla_runtime.data.joined import Joined
 from vla_runtime.disk import write_json
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
     initial, lora = Initial(**config["init"]), Lora(**config["lora"])
     _check(config, recipe, initial, lora)
     out = Path(config["resume"] or config["out"])
-    dataset = Dataset(config["data"], config["horizon"], control=config["control"])
+    dataset = Joined.of(config["data"], config["horizon"], config["control"])
     head, heads = _head(config["head"])
     policy = policy_for(
         dataset,

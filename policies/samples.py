@@ -17,6 +17,7 @@ from torch import Tensor
 
 from policies.batch import Batch, Committed
 from policies.images import resize
+from vla_runtime.data.joined import Joined
 from vla_runtime.data.reader import Dataset
 from vla_runtime.transforms import Normalise
 
@@ -64,7 +65,7 @@ class Samples:
         return np.flatnonzero(kept), np.flatnonzero(~kept)
 
 
-def read_samples(dataset: Dataset, image_size: int, state: Normalise, action: Normalise) -> Samples:
+def read_samples(dataset: Dataset | Joined, image_size: int, state: Normalise, action: Normalise) -> Samples:
     """Everything of a data set that training needs, images already `image_size` pixels square.
 
     Samples whose chunk a push cuts through are left out: its later rows answer what nobody could foresee, and
@@ -73,23 +74,22 @@ def read_samples(dataset: Dataset, image_size: int, state: Normalise, action: No
     """
     cameras = {name: [] for name in dataset.cameras}  # type: dict[str, list[Tensor]]
     states, chunks, episodes, instructions = [], [], [], []
-    starts = [record.start for record in dataset.episodes]
     for index in filter(dataset.foreseeable, range(len(dataset))):
         observation, chunk = dataset[index]
         for what, values in (("state", observation.state), ("action", chunk.actions)):
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"{dataset.folder}: expected a finite {what}, got NaN or infinity at row {dataset.row(index)}; "
+                    f"{dataset.name}: expected a finite {what}, got NaN or infinity in sample {index}; "
                     "collect the data set again"
                 )
         for name, images in cameras.items():
             images.append(resize(torch.from_numpy(observation.images[name])[None], image_size)[0])
         states.append(state.forward(observation.state))
         chunks.append(action.forward(chunk.actions))
-        episodes.append(int(np.searchsorted(starts, dataset.row(index), side="right")) - 1)
+        episodes.append(dataset.episode_of(index))
         instructions.append(observation.instruction)
     if not instructions:
-        raise ValueError(f"{dataset.folder}: expected samples, got none")
+        raise ValueError(f"{dataset.name}: expected samples, got none")
     return Samples(
         images={name: torch.stack(images) for name, images in cameras.items()},
         states_FS=torch.from_numpy(np.stack(states)),

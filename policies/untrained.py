@@ -20,6 +20,7 @@ from policies.tokenizers.bspline import BSpline
 from policies.validation import binary_dimensions
 from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
+from vla_runtime.data.joined import Joined
 from vla_runtime.data.reader import Dataset
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import PolicySpec
@@ -40,7 +41,7 @@ class Initial:
 
 
 def policy_for(
-    dataset: Dataset,
+    dataset: Dataset | Joined,
     name: str,
     backbone: Mapping[str, Any],
     head: Mapping[str, Any],
@@ -144,7 +145,9 @@ def _load(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> No
         raise ValueError(f"{what}: expected the same sizes as asked for now, got {error}") from error
 
 
-def _tokenizer(values: Mapping[str, Any] | None, dataset: Dataset, action: Normalise) -> Bins | BSpline | None:
+def _tokenizer(
+    values: Mapping[str, Any] | None, dataset: Dataset | Joined, action: Normalise
+) -> Bins | BSpline | None:
     if values is None:
         return None
     if values["name"] not in TOKENIZERS:
@@ -153,5 +156,5 @@ def _tokenizer(values: Mapping[str, Any] | None, dataset: Dataset, action: Norma
     if values["name"] == "bins":
         return Bins(dataset.horizon, dataset.action.size, **options)
     spline = BSpline(dataset.horizon, dataset.action.size, binary=binary_dimensions(dataset.action), **options)
-    rows = [dataset.row(index) for index in range(len(dataset))]
-    return spline.with_bounds_of(np.asarray(action.forward(dataset.chunk(row).actions)) for row in rows)
+    learned = filter(dataset.foreseeable, range(len(dataset)))
+    return spline.with_bounds_of(np.asarray(action.forward(dataset.answer(index).actions)) for index in learned)

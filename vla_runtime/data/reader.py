@@ -82,6 +82,11 @@ class Dataset:
         self._pictures = Pictures(self.folder, self.info, table, cache_bytes)
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.folder)
+
+    @property
     def initial_states(self) -> frozenset[str]:
         """Hashes of the states that the episodes began in, so that a rollout can mark those seen in training."""
         return frozenset(record.initial_state for record in self.episodes)
@@ -117,6 +122,18 @@ class Dataset:
     def row(self, i: int) -> int:
         """The row of the set at which sample i begins."""
         return int(self._starts[i])
+
+    def answer(self, i: int) -> ActionChunk:
+        """The chunk of sample i, without decoding any image."""
+        return self.chunk(self.row(i))
+
+    def episode_of(self, i: int) -> int:
+        """Which of `episodes` sample i is of."""
+        return int(self._episode_of[self.row(i)])
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        """A numeric feature of all rows, [F] or [F, D]."""
+        return self._columns[name]
 
     def foreseeable(self, i: int) -> bool:
         """Whether nothing disturbs the motion while the chunk of sample i is played.
