@@ -10,11 +10,13 @@ by `heads=`.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +185,20 @@ def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> V
             seen=frozenset(document["seen"]),
             executed=document["executed"],
         )
-        policy = VLAPolicy(spec, backbone, head, Normalise(**document["state"]), Normalise(**document["action"]))
+        state, action = Normalise(**document["state"]), Normalise(**document["action"])
+        path = folder / WEIGHTS
+        if not path.is_file():
+            raise CheckpointError(f"{path}: expected the weights, got no such file")
+        with path.open("rb") as file:
+            spec = replace(spec, weights=hashlib.file_digest(file, "sha256").hexdigest()[:16])
+        policy = VLAPolicy(spec, backbone, head, state, action)
     except CheckpointError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / CONFIG}: expected a checkpoint of version {VERSION}, got {type(error).__name__}: {error}"
         ) from error
-    _fill(policy, folder / WEIGHTS)
+    _fill(policy, path)
     return policy
 
 
@@ -256,8 +264,6 @@ def _weights(policy: VLAPolicy) -> dict[str, torch.Tensor]:
 
 
 def _fill(policy: VLAPolicy, path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected the weights, got no such file")
     try:
         weights = load_file(str(path))
     except (SafetensorError, OSError) as error:

@@ -12,10 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from policies.checkpoint import own_class
 from policies.fit_report import fit_report, report_text
 from policies.lora import Lora, add_adapters
-from policies.samples import read_samples
+from policies.samples import Samples, read_samples
 from policies.training import Learner, Recipe, train
 from policies.untrained import Initial, policy_for
 from vla_runtime.data.joined import Joined
@@ -46,6 +48,7 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
     )
     backbone: Any = policy.backbone
     samples = read_samples(dataset, backbone.image_size, policy.state, policy.action)
+    _check_instructions(backbone, samples)
     parameters = sum(value.numel() for value in Learner(policy.backbone, policy.head).parameters())
     _log.info("%d samples of %d episodes, %.2f M parameters", len(samples), len(dataset.episodes), parameters / 1e6)
     tokenizer = getattr(policy.head, "tokenizer", None)
@@ -80,6 +83,14 @@ def _check(config: Mapping[str, Any], recipe: Recipe, initial: Initial, lora: Lo
             )
     if recipe.freeze_trunk and lora.rank:
         raise ValueError("freeze_trunk, lora.rank: expected one of them, got both; adapters train the trunk, too")
+
+
+def _check_instructions(backbone: Any, samples: Samples) -> None:
+    """What a backbone cannot read is said before hours of training, not in the batch that draws it."""
+    first = {instruction: index for index, instruction in reversed(list(enumerate(samples.instructions)))}
+    for index in first.values():
+        with torch.no_grad():
+            backbone.features(samples.batch([index])[0])
 
 
 def _head(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -6,6 +6,7 @@ step): so training that was killed goes on exactly where it was. It knows data s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,13 +31,15 @@ _BRIGHTNESS = 0.15
 class Samples:
     """Rows whose images are fresh. images: {camera: uint8 [F, S, S, 3]}; chunks [F, T, A] and states are normalised.
 
-    episode_F: which episode a sample is of; instructions: one a sample.
+    episode_F: which of `episodes` a sample is of; episodes: a name for each, the same in whatever set it is
+    found; instructions: one a sample.
     """
 
     images: dict[str, Tensor]
     states_FS: Tensor
     chunks_FTA: Tensor
     episode_F: NDArray[np.int64]
+    episodes: tuple[str, ...]
     instructions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -55,14 +58,25 @@ class Samples:
         return sum(values.numel() * values.element_size() for values in tensors)
 
     def split(self, held_out: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices for training and for validation: whole episodes are held out, at least one."""
+        """Indices for training and for validation: whole episodes are held out, at least one.
+
+        Which ones follows from (seed, name of the episode) alone: an episode that was held out is held out again
+        where its set is joined with another, so that what is judged on it has never been shown it.
+        """
         episodes = np.unique(self.episode_F)
         if len(episodes) < 2:
             raise ValueError(f"data: expected at least two episodes, to hold one out, got {len(episodes)}")
-        count = max(1, round(held_out * len(episodes)))
-        held = np.random.default_rng(seed).choice(episodes, count, replace=False)
+        places = np.array([_place(seed, self.episodes[episode]) for episode in episodes])
+        held = episodes[places < max(held_out, places.min() + 1e-12)]
         kept = ~np.isin(self.episode_F, held)
+        if not kept.any():
+            raise ValueError(f"held_out: expected a share that leaves episodes to learn from, got {held_out}")
         return np.flatnonzero(kept), np.flatnonzero(~kept)
+
+
+def _place(seed: int, name: str) -> float:
+    """A number in [0, 1) that the name decides."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") / 2**64
 
 
 def read_samples(dataset: Dataset | Joined, image_size: int, state: Normalise, action: Normalise) -> Samples:
@@ -95,6 +109,7 @@ def read_samples(dataset: Dataset | Joined, image_size: int, state: Normalise, a
         states_FS=torch.from_numpy(np.stack(states)),
         chunks_FTA=torch.from_numpy(np.stack(chunks)),
         episode_F=np.array(episodes),
+        episodes=tuple(f"{one.task} {one.initial_state} {one.begin_seed}" for one in dataset.episodes),
         instructions=tuple(instructions),
     )
 
@@ -130,7 +145,7 @@ def augmented(batch: Batch, generator: torch.Generator, state_noise: float, stat
         offsets = torch.randint(0, 2 * reach + 1, (count, 2), generator=generator).tolist()
         moved = [one[top : top + side, left : left + side] for one, (top, left) in zip(padded, offsets, strict=True)]
         light = 1 + _BRIGHTNESS * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
-        images[name] = (torch.stack(moved) * light).clamp(0, 255).to(torch.uint8)
+        images[name] = (torch.stack(moved) * light).round().clamp(0, 255).to(torch.uint8)
     states = batch.state_BS + state_noise * torch.randn(batch.state_BS.shape, generator=generator)
     kept = torch.rand(len(batch), 1, generator=generator) >= state_dropout
     return Batch(images, states * kept, batch.instructions)

@@ -127,7 +127,9 @@ def train(
     from torch.utils.tensorboard import SummaryWriter
 
     accelerator = Accelerator(mixed_precision=recipe.precision, cpu=not torch.cuda.is_available())
-    device, first = accelerator.device, accelerator.is_main_process
+    if accelerator.num_processes > 1:
+        raise ValueError(f"finetune: expected one process, got {accelerator.num_processes}; start it plainly")
+    device = accelerator.device
     if recipe.freeze_trunk:
         for value in policy.backbone.trunk_parameters():  # type: ignore[operator]
             value.requires_grad_(False)
@@ -155,18 +157,17 @@ def train(
     else:
         source = FreshSamples(samples, training, recipe.augmented)
     with _recomputing(policy.backbone if recipe.gradient_checkpointing else None):
-        if first and not resume:
+        if not resume:
             _log.info("memory: %s", _estimated(learner, source, samples, recipe, device))
         path = folder.with_name(f"{folder.name}.curves")
-        curves = SummaryWriter(str(path), purge_step=len(progress.losses)) if first else None
+        curves = SummaryWriter(str(path), purge_step=len(progress.losses))
         for step in range(len(progress.losses), recipe.steps):
             wrapped.train()
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * recipe.rate(step)
             total = 0.0
             for part in range(recipe.accumulate):
-                mine = part * accelerator.num_processes + accelerator.process_index
-                batch, actions, committed = _draw(source, recipe, step, mine)
+                batch, actions, committed = _draw(source, recipe, step, part)
                 with accelerator.autocast():
                     loss = wrapped(batch.to(device), actions.to(device), _to(committed, device))
                 accelerator.backward(loss / recipe.accumulate)
@@ -180,19 +181,18 @@ def train(
             progress.losses.append(total)
             on_step(step, total)
             done = step + 1
-            if curves is None:
-                continue
             curves.add_scalar("loss", total, done)
             curves.add_scalar("learning_rate", recipe.learning_rate * recipe.rate(step), done)
-            if done % recipe.validate_every == 0 or done == recipe.steps:
+            validated = done % recipe.validate_every == 0 or done == recipe.steps
+            if validated:
                 _validated(policy, learner, average, samples, shown, progress, done, folder, head_options, recipe)
                 for name, value in progress.validations[-1].items():
                     curves.add_scalar(f"held_out/{name}", value, done)
-            if done % recipe.save_every == 0 or done == recipe.steps:
+            # Whenever there is a new checkpoint there is a state to go on from.
+            if validated or done % recipe.save_every == 0:
                 _save(_state_path(folder), learner, optimiser, average, progress, own)
                 curves.flush()
-        if curves is not None:
-            curves.close()
+        curves.close()
     return progress
 
 

@@ -59,6 +59,8 @@ def policy_for(
     its trunk has learned what those numbers mean, and with all parts the action's and the tokenizer's, too.
     ValueError for names that are not known and for parts that do not fit each other or the checkpoint.
     """
+    if not 0 <= max_committed < dataset.horizon:
+        raise ValueError(f"max_committed: expected 0 to {dataset.horizon - 1} (less than horizon), got {max_committed}")
     contract, statistics = dataset.contract, dataset.statistics()
     action = Normalise.of(dataset.action, statistics[dataset.feature])
     state = Normalise.of(contract.state, statistics["observation.state"])
@@ -80,11 +82,12 @@ def policy_for(
     source = None if initial.folder is None else _source(initial.folder, spec, network)
     if source is not None:
         state = source.state
+        spec = replace(spec, seen=spec.seen | source.spec.seen)
         _copy(source.backbone, network, trunk_only=initial.parts == "trunk")
     whole = source if initial.parts == "all" else None
     if whole is not None:
         action = whole.action
-        spec = replace(spec, statistics=whole.spec.statistics, seen=spec.seen | whole.spec.seen)
+        spec = replace(spec, statistics=whole.spec.statistics)
         words = getattr(whole.head, "tokenizer", None)
     else:
         words = _tokenizer(tokenizer, dataset, action)

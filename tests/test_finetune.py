@@ -107,6 +107,21 @@ def test_what_has_learned_nothing_is_not_frozen(recorded, tmp_path, option):
         train(recorded, tmp_path / "small", option)
 
 
+def test_instructions_that_cannot_be_read_are_said_before_training(recorded, tmp_path):
+    with pytest.raises(ValueError, match="expected 1 to 3 bytes"):
+        train(recorded, tmp_path / "small", "+backbone.max_bytes=3")
+    assert not (tmp_path / "small").exists()
+
+
+def test_an_interruption_says_how_to_go_on(recorded, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("policies.training._draw", interrupted)
+    with pytest.raises(RuntimeError, match=r"with resume=.*small instead of out="):
+        train(recorded, tmp_path / "small")
+
+
 def test_arguments(recorded, tmp_path):
     with pytest.raises(BadArguments, match="data: expected"):
         finetune.finetune(load("finetune", [f"out={tmp_path / 'a'}"]))

@@ -115,6 +115,18 @@ def test_kill_loses_at_most_the_running_episodes(tmp_path):
     assert len(names) == 24
 
 
+def test_rows_of_other_weights_are_not_gone_on_with(tmp_path):
+    folder = tmp_path / "run"
+    rollout("env=reach", "policy=expert", "episodes=2", "video=none", f"out={folder}")
+    path = folder / "episodes.jsonl"
+    first = path.read_text().splitlines()[0]
+    path.write_text(json.dumps({**json.loads(first), "weights": "of before"}) + "\n")
+    done = command("env=reach", "policy=expert", "episodes=2", "video=none", f"out={folder}")
+    assert done.returncode == 1
+    assert "the policy was trained again" in json.loads(done.stdout)["error"]
+    assert path.read_text().count("\n") == 1
+
+
 def test_interrupt_finishes_the_files(tmp_path):
     folder = tmp_path / "run"
     arguments = [*REACH, "episodes=4000", "video=none", f"out={folder}"]

@@ -18,6 +18,7 @@ from vla_runtime.transforms import (
     quaternion_from_matrix,
     rot6d_from_matrix,
 )
+from vla_runtime.types import Group, StateSpec
 
 ANGLES = [0.0, 1e-14, 1e-9, 1e-4, 1.0, np.pi - 1e-7, np.pi]
 
@@ -89,6 +90,15 @@ def test_normalising_is_paired_and_asks_the_kind():
     values[:, 9] = np.sign(values[:, 9])
     np.testing.assert_allclose(absolute.backward(absolute.forward(values)), values, atol=1e-6)
     assert np.abs(delta.forward(np.full(7, 99, np.float32))).max() == 1
+
+
+def test_the_rarest_states_stay_apart():
+    """Fingers closed on nothing lie beyond the quantiles of fingers that hold: a policy must see the difference."""
+    state = StateSpec((Group("fingers", ("left",), "measured", "m", (-1.0,), (1.0,)),))
+    found = {"min": [0.0], "max": [0.04], "q01": [0.019], "q99": [0.04]}
+    normalise = Normalise.of(state, found)
+    closed, holding = (normalise.forward(np.array([value], np.float32))[0] for value in (0.0, 0.019))
+    assert (closed, holding) == (-1, pytest.approx(-0.05, abs=1e-6))
 
 
 def test_what_never_varied_comes_back():

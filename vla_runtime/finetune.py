@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vla_runtime.compose import BadArguments, Config, Result, build, main
+from vla_runtime.control.clock import SystemClock
 from vla_runtime.disk import locked
 
 
@@ -27,7 +28,10 @@ def finetune(config: Config) -> Result:
     out = Path(config["resume"] or config["out"])
     if config["resume"] is None and out.exists():
         raise BadArguments(f"out={out}: expected a new folder, got one that exists; resume={out} goes on with it")
-    columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn())
+    rate = TextColumn("{task.fields[rate]:.2f} steps/s")
+    columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), rate)
+    clock = SystemClock()
+    began: tuple[int, float] | None = None
     console = Console(stderr=True)
     with (
         locked(out.with_name(f".{out.name}.lock")),
@@ -35,12 +39,25 @@ def finetune(config: Config) -> Result:
             *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
         ) as bar,
     ):
-        shown = bar.add_task("steps", total=config["steps"], loss=float("nan"))
+        shown = bar.add_task("steps", total=config["steps"], loss=float("nan"), rate=float("nan"))
 
         def on_step(step: int, loss: float) -> None:
-            bar.update(shown, completed=step + 1, loss=loss)
+            nonlocal began
+            if began is None:
+                # A resumed run begins in the middle: its time left follows from its own steps.
+                began = step, clock.now()
+                bar.reset(shown, total=config["steps"], completed=step + 1, loss=loss, rate=float("nan"))
+                return
+            speed = (step - began[0]) / max(clock.now() - began[1], 1e-9)
+            bar.update(shown, completed=step + 1, loss=loss, rate=speed)
 
-        answer: dict[str, Any] = build({**config["trainer"], "_partial_": True})(config, on_step)
+        try:
+            answer: dict[str, Any] = build({**config["trainer"], "_partial_": True})(config, on_step)
+        except KeyboardInterrupt as error:
+            raise RuntimeError(
+                f"interrupted; with resume={out} instead of out={out} the same command goes on from what was saved "
+                "last (save_every=), or starts over if nothing was"
+            ) from error
     return answer, 0
 
 

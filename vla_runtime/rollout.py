@@ -74,6 +74,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     def plan(found: dict[str, Any]) -> list[Job]:
         nonlocal file
         facts.update(found)
+        _check_weights(folder, rows, found["common"]["weights"])
         requested.extend(_jobs(config, found["tasks"]))
         claim(folder, config)
         file = RowFile(folder, rows)
@@ -104,6 +105,16 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
             file.close()
             summary = _finish(config, sort_rows(folder), len(requested), folder)
     return summary
+
+
+def _check_weights(folder: Path, rows: list[Row], weights: str | None) -> None:
+    """ValueError where rows were made with other weights than the policy has now: trained again under the same name."""
+    for row in rows:
+        if row["weights"] != weights:
+            raise ValueError(
+                f"out={folder}: expected to go on with the weights of its rows, {row['weights']}, got {weights}; "
+                "the policy was trained again, so start over in another out="
+            )
 
 
 def _finish(config: Config, rows: list[Row], requested: int, folder: Path) -> dict[str, Any]:

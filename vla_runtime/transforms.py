@@ -148,9 +148,10 @@ class Normalise:
     def of(cls, spec: ActionSpec | StateSpec, statistics: Mapping[str, ArrayLike]) -> Normalise:
         """The map for a spec from a data set's statistics (min, max, q01, q99, each [D]).
 
-        Quantiles for deltas, velocities and states, whose outliers would stretch the range; extremes for
-        absolute goals, where the lowest point of a reach is what matters and not an outlier. Binary
-        dimensions pass through. SpecMismatch when statistics are missing or of another size.
+        Quantiles for deltas and velocities, whose outliers would stretch the range; extremes for absolute goals,
+        where the lowest point of a reach is what matters and not an outlier, and for states, whose rarest values
+        say most: fingers that closed on nothing are beyond the quantiles of those that hold. Binary dimensions
+        pass through. SpecMismatch when statistics are missing or of another size.
         """
         found = {}
         for key in ("min", "max", "q01", "q99"):
@@ -164,7 +165,7 @@ class Normalise:
         low, high = found["q01"].copy(), found["q99"].copy()
         for group in spec.groups:
             part = spec.slices[group.name]
-            if group.kind == "absolute":
+            if group.kind in ("absolute", "measured"):
                 low[part], high[part] = found["min"][part], found["max"][part]
             elif group.kind == "binary":
                 low[part], high[part] = spec.low[part], spec.high[part]

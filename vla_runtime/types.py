@@ -271,7 +271,8 @@ class PolicySpec:
     observation_offsets: periods before now that it sees, oldest first, ending in 0. horizon: rows of a
     chunk. max_committed: most leading rows it accepts as given. statistics: id of its normalisation
     statistics, None when it has none. seen: hashes of the initial states it was trained on. executed: rows of
-    a chunk that are meant to be played before the next is asked for; None: all.
+    a chunk that are meant to be played before the next is asked for; None: all. weights: a hash of what was
+    learned, None where nothing was.
     """
 
     name: str
@@ -285,6 +286,7 @@ class PolicySpec:
     statistics: str | None = None
     seen: frozenset[str] = frozenset()
     executed: int | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         offsets = self.observation_offsets

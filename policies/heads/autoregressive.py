@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.heads.slots import PrefixSlots, free_tokens, keep_committed, weighted_mean
+from policies.heads.slots import PrefixSlots, free_tokens, keep_committed, pinned_tokens, weighted_mean
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 
@@ -60,11 +60,14 @@ class Autoregressive(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The chunk, and the tokens int64 [B, L] behind it, taken greedily."""
         begin = torch.full((batch,), self.tokenizer.vocab_size, device=self.places.device)
+        pinned = pinned_tokens(self.tokenizer, committed)
         context = backbone.extend(context, self.prefix(committed, batch))
         ids = [begin]
-        for place in self.places:
+        for index, place in enumerate(self.places):
             context = backbone.extend(context, (self.embed(ids[-1]) + place)[:, None])
-            ids.append(self.out(context.hidden_BLD[:, -1]).argmax(-1))
+            said = self.out(context.hidden_BLD[:, -1]).argmax(-1)
+            # What given rows decide is not asked for, and what follows sees it.
+            ids.append(said if pinned is None else torch.where(pinned[:, index] < 0, said, pinned[:, index]))
         found = torch.stack(ids[1:], dim=1)
         return keep_committed(self.tokenizer.decode(found).clamp(-1, 1), committed), found
 

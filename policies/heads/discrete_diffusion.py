@@ -2,8 +2,8 @@
 
 Discrete Diffusion VLA (arXiv 2508.20072): in training a random share of the tokens, cosine in a uniform
 draw, is masked and predicted from the others; decoding begins with all masked and commits the surest tokens
-round by round. Over B-spline tokens the sequence is short, of fixed length, and a wrong token bends only
-part of the curve.
+round by round. Over bins the tokens of given rows are pinned from the start. Over B-spline tokens the
+sequence is short, of fixed length, and a wrong token bends only part of the curve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.heads.slots import PrefixSlots, free_tokens, keep_committed, weighted_mean
+from policies.heads.slots import PrefixSlots, free_tokens, keep_committed, pinned_tokens, weighted_mean
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.masked import MaskedDecoding, MaskedResult, decode_masked, draw_noise
@@ -43,9 +43,13 @@ class DiscreteDiffusion(nn.Module):
     def loss(self, backbone: Any, batch: Batch, actions_BTA: Tensor, committed: Committed | None) -> Tensor:
         """Cross-entropy of the masked tokens, those of given rows left out (section 3 of the paper)."""
         ids = self.tokenizer.encode(actions_BTA)
+        pinned = pinned_tokens(self.tokenizer, committed)
+        free = torch.ones_like(ids, dtype=torch.bool) if pinned is None else pinned < 0
         share = torch.cos(torch.rand(len(batch), device=ids.device) * torch.pi / 2).clamp(1e-6, 1)
-        count = (share * ids.shape[1]).round().clamp_min(1)
-        masked = torch.rand(ids.shape, device=ids.device).argsort(1).argsort(1) < count[:, None]
+        count = (share * free.sum(1)).round().clamp_min(1)
+        # Pinned tokens are never masked: they come last.
+        order = torch.where(free, torch.rand(ids.shape, device=ids.device), torch.full((), 2.0, device=ids.device))
+        masked = (order.argsort(1).argsort(1) < count[:, None]) & free
         logits = self._logits(backbone, backbone.encode(batch), committed, ids, masked)
         losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
         weights = masked.float() * free_tokens(actions_BTA, committed, self.tokenizer.influence()).flatten(1)
@@ -76,8 +80,9 @@ class DiscreteDiffusion(nn.Module):
         def logits_of(ids: Tensor, masked: Tensor) -> Tensor:
             return self._logits(backbone, context, committed, ids, masked)
 
-        length = self.tokenizer.num_tokens
-        return decode_masked(logits_of, length, batch, self.decoding, noise, device=self.places.device)
+        pinned = pinned_tokens(self.tokenizer, committed)
+        length, device = self.tokenizer.num_tokens, self.places.device
+        return decode_masked(logits_of, length, batch, self.decoding, noise, device=device, pinned_BL=pinned)
 
     def _logits(self, backbone: Any, context: Any, committed: Committed | None, ids: Tensor, masked: Tensor) -> Tensor:
         tokens = torch.where(masked, torch.full_like(ids, self.tokenizer.vocab_size), ids)

@@ -8,6 +8,8 @@ for rows, tokens and control points.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -55,8 +57,17 @@ def free_tokens(actions_BTA: Tensor, committed: Committed | None, influence: NDA
 
     influence: [T, N, A], the tokenizer's weight of every token in every row.
     """
-    reach = torch.as_tensor(influence, dtype=actions_BTA.dtype, device=actions_BTA.device)
-    return torch.einsum("bt,tna->bna", free_rows(actions_BTA, committed), reach).gt(0).to(actions_BTA.dtype)
+    reach = torch.as_tensor(influence > 0, device=actions_BTA.device)
+    free = free_rows(actions_BTA, committed) > 0
+    return (free[:, :, None, None] & reach).any(1).to(actions_BTA.dtype)
+
+
+def pinned_tokens(tokenizer: Any, committed: Committed | None) -> Tensor | None:
+    """Ids [B, L] that given rows decide, -1 where free; None where tokens do not stand for single rows."""
+    if committed is None or not hasattr(tokenizer, "pinned"):
+        return None
+    ids: Tensor = tokenizer.pinned(committed.rows_BPA, committed.known_BP())
+    return ids
 
 
 def keep_committed(actions_BTA: Tensor, committed: Committed | None) -> Tensor:

@@ -46,6 +46,16 @@ class Bins:
         values = (low.double() + 0.5) * (2 / (self.vocab_size - 1)) - 1
         return values.float().reshape(-1, self.rows, self.size)
 
+    def pinned(self, rows_BPA: Tensor, known_BP: Tensor) -> Tensor:
+        """Ids int64 [B, T * A] that leading rows which are given decide, -1 where nothing does."""
+        batch, most, _ = rows_BPA.shape
+        chunk = torch.zeros(batch, self.rows, self.size, device=rows_BPA.device)
+        chunk[:, :most] = torch.where(known_BP[..., None], rows_BPA.float(), chunk[:, :most])
+        known = torch.zeros(batch, self.rows, dtype=torch.bool, device=rows_BPA.device)
+        known[:, :most] = known_BP
+        ids = self.encode(chunk)
+        return torch.where(known.repeat_interleave(self.size, dim=1), ids, torch.full_like(ids, -1))
+
     def influence(self) -> NDArray[np.float64]:
         """How much token (row, dimension) [T, A] weighs in row t: [T, T, A], the identity here."""
         return np.repeat(np.eye(self.rows)[..., None], self.size, axis=2)

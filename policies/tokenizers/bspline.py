@@ -159,7 +159,9 @@ class BSpline:
     def _apply(self, tables: dict[int, NDArray[np.float64]], values: Tensor) -> Tensor:
         def product(kind: int, dims: Sequence[int]) -> Tensor:
             table = torch.as_tensor(tables[kind], dtype=torch.float32, device=values.device)
-            return torch.einsum("ij,bjd->bid", table, values[..., list(dims)])
+            # Half precision would move a control point to the next level.
+            with torch.autocast(values.device.type, enabled=False):
+                return torch.einsum("ij,bjd->bid", table, values[..., list(dims)].float())
 
         smooth = product(self.degree, self._smooth)
         if not self.binary:

@@ -35,6 +35,25 @@ def test_samples_are_the_data_sets(dataset, samples, make_policy):
     assert len(kept) + len(held) == len(samples)
 
 
+def test_an_episode_that_was_held_out_is_so_in_a_joined_set(samples):
+    """What a trunk was never shown must not be shown to the heads that are judged on it."""
+    _, held = samples.split(0.5, 3)
+    names = {samples.episodes[episode] for episode in samples.episode_F[held]}
+    more = replace(
+        samples,
+        images={name: values.repeat(2, 1, 1, 1) for name, values in samples.images.items()},
+        states_FS=samples.states_FS.repeat(2, 1),
+        chunks_FTA=samples.chunks_FTA.repeat(2, 1, 1),
+        episode_F=np.concatenate([samples.episode_F + 2, samples.episode_F % 2]),
+        episodes=("another", "one more", *samples.episodes),
+        instructions=samples.instructions * 2,
+    )
+    _, again = more.split(0.5, 3)
+    joined = {more.episodes[episode] for episode in more.episode_F[again]}
+    assert joined & set(samples.episodes) == names
+    assert samples.split(0.5, 3)[1].tolist() == held.tolist()
+
+
 @pytest.mark.parametrize("what", ["state", "action"])
 def test_data_that_is_not_finite_is_refused(dataset, make_policy, what):
     policy, row = make_policy(), dataset.row(3)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from policies.checkpoint import load_policy, save_policy
 from policies.untrained import Initial, policy_for
+from policies.vla import VLAPolicy
 from vla_runtime.data.reader import Dataset
 from vla_runtime.types import SpecMismatch
 
@@ -50,6 +53,20 @@ def test_parts_of_a_checkpoint(dataset, source, parts):
 
 def test_another_head_on_the_same_trunk(dataset, source):
     assert build(dataset, source, "backbone", "beast", {"name": "bspline"}).head.name == "beast"
+
+
+def test_given_rows_must_leave_some_to_learn(dataset):
+    with pytest.raises(ValueError, match="max_committed: expected 0 to 7"):
+        policy_for(dataset, "new", SMALL, {"name": "regression"}, None, max_committed=8, seed=0)
+
+
+def test_states_that_a_trunk_was_trained_on_are_seen(dataset, source):
+    policy = load_policy(source)
+    policy = VLAPolicy(
+        replace(policy.spec, seen=frozenset({"elsewhere"})), policy.backbone, policy.head, policy.state, policy.action
+    )
+    save_policy(source, policy, {}, {})
+    assert build(dataset, source, "trunk").spec.seen == dataset.initial_states | {"elsewhere"}
 
 
 def test_what_does_not_fit_the_checkpoint_is_named(dataset, source, recorded):

@@ -53,7 +53,11 @@ def noise_schedule(denoising: Denoising) -> Any:
     elif denoising.sampler == "ddim":
         schedule = kinds.DDIMScheduler(clip_sample=True, set_alpha_to_one=True, steps_offset=0, **common)
     else:
-        schedule = kinds.DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **common)
+        # Squared-cosine betas leave next to no signal in the first step; without the bound on its logarithm, samples
+        # go far beyond what a network was trained on (diffusers' documentation of the option).
+        schedule = kinds.DPMSolverMultistepScheduler(
+            algorithm_type="dpmsolver++", solver_order=2, lambda_min_clipped=-5.1, **common
+        )
     schedule.set_timesteps(denoising.steps)
     return schedule
 

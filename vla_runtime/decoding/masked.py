@@ -61,11 +61,16 @@ class MaskedResult:
 
 def mask_counts(length: int, rounds: int) -> list[int]:
     """How many of `length` slots stay masked after each round: the cosine schedule, 0 after the last."""
-    counts = [
-        int(length * torch.cos(torch.tensor(torch.pi * (k + 1) / rounds / 2, dtype=torch.float64)))
-        for k in range(rounds)
-    ]
-    return [min(max(count, 1), length - 1) if length > 1 else 0 for count in counts[:-1]] + [0]
+    return [int(_stay_masked(torch.tensor([length]), k, rounds)) for k in range(rounds)]
+
+
+def _stay_masked(free_B: Tensor, k: int, rounds: int) -> Tensor:
+    """Of `free_B` slots in each sample, how many stay masked after round k: at least one before the last round."""
+    if k == rounds - 1:
+        return torch.zeros_like(free_B)
+    share = torch.cos(torch.tensor(torch.pi * (k + 1) / rounds / 2, dtype=torch.float64))
+    count = (free_B * share.to(free_B.device)).long()
+    return torch.minimum(count.clamp_min(1), free_B - 1).clamp_min(0)
 
 
 def draw_noise(
@@ -90,7 +95,8 @@ def decode_masked(
     """Fill `length` slots in `decoding.rounds` rounds.
 
     logits_of(ids_BL, masked_BL) -> float [B, L, V]: ids of masked slots are meaningless. noise: from
-    `draw_noise`. pinned_BL: int64 ids that are fixed from the start, -1 where free.
+    `draw_noise`. pinned_BL: int64 ids that are fixed from the start, -1 where free; the schedule counts free
+    slots only (training-time real-time chunking over tokens, arXiv 2512.05964).
     """
     ids = torch.zeros(batch, length, dtype=torch.long, device=device)
     pinned = torch.zeros(batch, length, dtype=torch.bool, device=device)
@@ -102,7 +108,9 @@ def decode_masked(
     remasked = torch.zeros(batch, dtype=torch.long, device=device)
     forced = remasked
     infinity = torch.tensor(torch.inf, device=device)
-    for k, count in enumerate(mask_counts(length, decoding.rounds)):
+    free_B = (~pinned).sum(1)
+    for k in range(decoding.rounds):
+        count_B1 = _stay_masked(free_B, k, decoding.rounds)[:, None]
         fade = 1 - (k + 1) / decoding.rounds
         last = k == decoding.rounds - 1
         probability = logits_of(ids, masked).float().softmax(-1)
@@ -127,13 +135,13 @@ def decode_masked(
             if decoding.order == "released"
             else probability.amax(-1)
         ).log()
-        if noise:
+        if noise and decoding.order == "released":
             score = score + decoding.temperature * fade * noise["ranks"][k]
         # What is committed stays, what is to be looked at again goes first; then the least certain.
         score = torch.where(masked, score, infinity)
         score = torch.where(again, -infinity, score)
         rank = score.argsort(dim=1, stable=True).argsort(dim=1)
-        masked = ((rank < count) & (masked | again)) | again
+        masked = ((rank < count_B1) & (masked | again)) | again
         masked = masked & ~torch.tensor(last, device=device)
         remasked = remasked + again.sum(1)
     return MaskedResult(ids, confidence, remasked, forced, decoding.rounds)

@@ -77,6 +77,7 @@ class EpisodeRunner:
             "policy": config["choices"]["policy"],
             "policy_seed": self._seed,
             "statistics": policy.statistics,
+            "weights": policy.weights,
             "contract": Contract.of(spec).fingerprint(),
             "control": config["env"].get("control"),
             "style": config["style"],
@@ -112,8 +113,8 @@ class EpisodeRunner:
         if wanted and result.steps:
             row["video"] = self._record(task, episode, result.trace)
         row["timing"] = {
-            "wall_s": round(wall_s, 3),
-            "reset_s": round(reset_s, 3),
+            "wall_s": round(wall_s, 6),
+            "reset_s": round(reset_s, 6),
             "latencies_ms": [round(1e3 * latency, 3) for latency in result.trace.latencies],
             "tick_us": percentiles(result.trace.ticks, 1e6),
             "overruns": result.trace.overruns,

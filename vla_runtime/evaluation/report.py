@@ -120,7 +120,7 @@ def _head(title: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
 
 def _settings(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """What all rows share, or every value that occurs, of what an episode was run with."""
-    for name in ("seed", "policy_seed", "control", "statistics"):
+    for name in ("seed", "policy_seed", "control", "statistics", "weights"):
         values = {_plain(row[name]) for row in rows if row.get(name) is not None}
         if values:
             yield name.replace("_", " "), ", ".join(sorted(values))

@@ -72,7 +72,7 @@ def test_every_camera_and_the_state_are_seen(nano):
 
 def test_at_most_72_image_tokens_and_small_enough_to_ship():
     full = Nano(NanoConfig(("a", "b"), state_size=3))
-    assert full.features(batch("lift")).shape == (1, 72 + 4 + 1, 192)
+    assert full.features(batch("lift"))[0].shape == (1, 72 + 4 + 1, 192)
     assert 2 * sum(value.numel() for value in full.parameters()) < 11.5e6  # bytes in fp16
 
 

@@ -122,6 +122,34 @@ def test_given_rows_come_back_exactly_and_change_the_rest(name, count):
         assert torch.equal(given, free)
 
 
+@pytest.mark.parametrize("make", [DiscreteDiffusion, Autoregressive])
+def test_tokens_of_given_rows_are_pinned(make):
+    """Over bins every other token sees them, as in training."""
+    backbone, _ = tiny("regression")
+    head = make(BINS, WIDTH, PREFIX)
+    given = Committed(chunks()[:, :PREFIX], torch.arange(8) % (PREFIX + 1))
+    with torch.no_grad():
+        context = backbone.encode(observations())
+        noise = head.draw(8, torch.Generator().manual_seed(0))
+        ids = head.decode_tokens(backbone, context, given, noise, 8)[1]
+    truth = BINS.encode(chunks())
+    for sample, count in enumerate(given.counts_B.tolist()):
+        assert torch.equal(ids[sample, : count * SIZE], truth[sample, : count * SIZE])
+
+
+def test_tokens_of_given_rows_are_never_masked_in_training():
+    backbone, _ = tiny("regression")
+    head = DiscreteDiffusion(BINS, WIDTH, PREFIX)
+    asked = []
+    head._logits = lambda *arguments: (asked.append(arguments[-1]), DiscreteDiffusion._logits(head, *arguments))[1]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        head.loss(backbone, observations(), chunks(), first_rows(8, 3))
+    masked = torch.stack(asked)
+    assert not masked[..., : 3 * SIZE].any()
+    assert masked[..., 3 * SIZE :].any(-1).all()
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_rows_that_are_not_given_do_not_matter(name):
     """What lies beyond the count may be anything, also in the loss, where given rows carry no gradient."""

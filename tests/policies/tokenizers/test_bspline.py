@@ -129,3 +129,12 @@ def test_state_makes_it_again_and_survives_json():
 def test_what_cannot_be_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_does_not_move_tokens(dtype):
+    tokenizer, actions = fitted(), torch.from_numpy(chunks(32))
+    plain = tokenizer.encode(actions)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(tokenizer.encode(actions), plain)
+        assert tokenizer.control_points(actions).dtype == torch.float32

@@ -1,0 +1,66 @@
+"""Sampling is diffusers' own, with its noise given from outside, and stays where a network was trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vla_runtime.decoding.denoise import Denoising, denoise, draw_noise, flow, noise_schedule
+
+SHAPE = (3, 8, 2)
+
+
+def oracle(target, alphas, error=0.0, seen=None):
+    """Answers the noise that separates a sample from `target`, with a constant error."""
+
+    def predict(sample, timestep):
+        if seen is not None:
+            seen.append(float(sample.abs().max()))
+        kept = alphas[timestep].to(sample)[:, None, None]
+        return (sample - kept.sqrt() * target) / (1 - kept).sqrt() + error
+
+    return predict
+
+
+def target():
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(5)) * 1.6 - 0.8
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 20), ("ddim", 20), ("ddim", 5), ("dpm", 10)])
+def test_a_network_that_knows_the_answer_is_led_there(sampler, steps):
+    denoising = Denoising(sampler, steps, 20)
+    noise = draw_noise(SHAPE, denoising, torch.Generator().manual_seed(1))
+    found = denoise(oracle(target(), noise_schedule(denoising).alphas_cumprod), noise, denoising)
+    assert (found - target()).abs().max() < 1e-3
+
+
+def test_ddpm_steps_are_diffusers_with_the_noise_it_drew():
+    """Its scheduler draws from a generator in the same order as ours is given."""
+    denoising = Denoising("ddpm", 12, 12)
+    schedule = noise_schedule(denoising)
+    predict = oracle(target(), schedule.alphas_cumprod, error=0.3)
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    generator, sample = torch.Generator().manual_seed(3), start
+    for timestep in schedule.timesteps:
+        answer = predict(sample, timestep.expand(3))
+        sample = schedule.step(answer, timestep, sample, generator=generator).prev_sample
+    drawn = torch.Generator().manual_seed(3)
+    steps = torch.stack([torch.randn(SHAPE, generator=drawn) for _ in range(11)] + [torch.zeros(SHAPE)])
+    found = denoise(predict, {"start": start, "steps": steps}, denoising)
+    assert (found - sample).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm"])
+def test_a_network_that_errs_is_asked_with_nothing_it_never_saw(sampler):
+    denoising = Denoising(sampler, 100 if sampler == "ddpm" else 10, 100)
+    noise = draw_noise(SHAPE, denoising, torch.Generator().manual_seed(1))
+    seen = []
+    denoise(oracle(target(), noise_schedule(denoising).alphas_cumprod, error=0.05, seen=seen), noise, denoising)
+    # The noise itself reaches 3 or 4.
+    assert max(seen) < 6
+
+
+def test_flow_follows_a_straight_line_in_one_step():
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
+    for steps in (1, 7):
+        assert (flow(lambda sample, time: target() - start, start, steps) - target()).abs().max() < 1e-5
