@@ -155,9 +155,14 @@ def save_policy(
         raise
 
 
-def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> VLAPolicy:
-    """The policy of a folder, on the CPU in fp32. heads: classes of one's own by name. CheckpointError as above."""
-    folder = Path(folder)
+def load_policy(
+    folder: str | Path, heads: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+) -> VLAPolicy:
+    """The policy of a folder, in fp32 on `device`.
+
+    heads: classes of one's own by name. CheckpointError as above, ValueError for a device that is not there.
+    """
+    folder, device = Path(folder), _device(device)
     document = _document(folder)
     try:
         contract = Contract.read(document["contract"])
@@ -199,24 +204,36 @@ def load_policy(folder: str | Path, heads: Mapping[str, Any] | None = None) -> V
             f"{folder / CONFIG}: expected a checkpoint of version {VERSION}, got {type(error).__name__}: {error}"
         ) from error
     _fill(policy, path)
+    policy.backbone.to(device)
+    policy.head.to(device)
     return policy
 
 
-def pretrained(env: EnvSpec, folder: str, heads: Mapping[str, str] | None = None) -> VLAPolicy:
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        # A device is there when something can be put on it.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected one that this machine has, such as cpu, got {name!r}: {error}") from error
+
+
+def pretrained(
+    env: EnvSpec, folder: str, heads: Mapping[str, str] | None = None, device: str = "cpu"
+) -> VLAPolicy:
     """The policy of a folder, as `rollout` builds it; the runner compares its contract with the environment's.
 
     heads: classes of one's own as {name: "package.module.Class"}; the caller names them, never the folder.
     """
-    return load_policy(folder, {name: own_class(target) for name, target in (heads or {}).items()})
+    return load_policy(folder, {name: own_class(target) for name, target in (heads or {}).items()}, device)
 
 
-def shipped(env: EnvSpec, name: str) -> VLAPolicy:
+def shipped(env: EnvSpec, name: str, device: str = "cpu") -> VLAPolicy:
     """A policy in the box, by name. ValueError naming those there are."""
     folder = SHIPPED / name
     if not folder.is_dir():
         known = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
         raise ValueError(f"policy.name: expected one of {', '.join(known)}, got {name!r}")
-    return load_policy(folder)
+    return load_policy(folder, device=device)
 
 
 def own_class(target: str) -> Any:

@@ -66,7 +66,7 @@ class DeprivedSession:
         return self._session.predict([self._policy.deprived(one) for one in observations], committed, deadline)
 
 
-def deprived(env: EnvSpec, of: str, without: str, instead: str | None = None) -> Deprived:
+def deprived(env: EnvSpec, of: str, without: str, instead: str | None = None, device: str = "cpu") -> Deprived:
     """The policy of a checkpoint folder, or a shipped one by name, deprived; as `rollout` builds it."""
     folder = SHIPPED / of
-    return Deprived(load_policy(folder if folder.is_dir() else of), without, instead)
+    return Deprived(load_policy(folder if folder.is_dir() else of, device=device), without, instead)

@@ -87,6 +87,22 @@ def test_committed_rows_come_back_exactly(make_policy):
         policy.begin(1).predict([observation()], committed=chunk.actions[:3])
 
 
+def test_a_device_that_is_not_there_is_an_error(saved):
+    folder, _ = saved
+    with pytest.raises(ValueError, match="device: expected one that this machine has"):
+        load_policy(folder, device="cuda:99")
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_as_the_cpu_does(make_policy, tmp_path):
+    save_policy(tmp_path / "small", make_policy("regression"), {}, {})
+    one, two = (
+        load_policy(tmp_path / "small", device=device).begin(1).predict([observation()]).actions
+        for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
 def edit(folder, **changes):
     path = folder / CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
