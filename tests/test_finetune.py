@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from policies.checkpoint import load_policy
 from vla_runtime import collect, finetune
 from vla_runtime.compose import BadArguments, load
+from vla_runtime.control.clock import SystemClock
 from vla_runtime.evaluation.episodes import EpisodeRunner
 
 TINY = [
@@ -99,6 +104,31 @@ def test_resume_takes_the_same_settings_only(recorded, tmp_path):
     with pytest.raises(ValueError, match=r"head\.name was 'beast', is 'autoregressive'"):
         again(recorded, tmp_path / "small", "save_every=1", "head=autoregressive")
     assert again(recorded, tmp_path / "small", "save_every=1")[0]["loss_last"] == whole["loss_last"]
+
+
+def test_kill_9_and_resume_give_the_same_losses(recorded, tmp_path):
+    options = ["steps=150", "validate_every=150", "save_every=5"]
+    state = tmp_path / "killed.training.pt"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vla_runtime.finetune", f"data={recorded}", f"out={state.parent / 'killed'}", *TINY]
+        + options,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    clock = SystemClock()
+    deadline = clock.now() + 120
+    while not state.exists() and process.poll() is None and clock.now() < deadline:
+        clock.sleep_until(clock.now() + 0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = len(torch.load(state, weights_only=True)["losses"])
+    assert 0 < done < 150
+    resumed, _ = again(recorded, tmp_path / "killed", *options)
+    whole, _ = train(recorded, tmp_path / "whole", *options)
+    assert {**resumed, "checkpoint": None} == {**whole, "checkpoint": None}
+    one, two = (torch.load(tmp_path / f"{name}.training.pt", weights_only=True) for name in ("killed", "whole"))
+    assert one["losses"] == two["losses"]
 
 
 @pytest.mark.parametrize("option", ["freeze_trunk=true", "lora.rank=4"])
