@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.tokenizers.bins import check_ids
-from vla_runtime.spline import SplineCurve, basis, fit_matrix
+from vla_runtime.spline import SplineCurve, basis, fit, fit_matrix, leading_points
 
 # Fewer free control points than this leave a join nothing to shape the rest of the chunk with.
 MIN_FREE = 4
@@ -93,6 +93,26 @@ class BSpline:
         if not torch.isfinite(actions_BTA).all():
             raise ValueError("tokenizer: expected finite actions, got NaN or infinity")
         return self._apply(self._fit, actions_BTA.float())
+
+    def joined(self, rows_TA: NDArray[np.float32], start_FA: NDArray[np.float64], period: float) -> Tensor:
+        """Control points float32 [N, A] nearest to a chunk [T, A] that continue motion without a jump (BEAST, 3.2).
+
+        start_FA: value and, for F = 2, velocity per second at the first row, of all dimensions; binary ones, which
+        may jump, are fitted freely. period: seconds between rows. ValueError when fewer than four control points
+        would stay free.
+        """
+        if self.num_basis - len(start_FA) < MIN_FREE:
+            raise ValueError(
+                f"bspline: expected at least {MIN_FREE} free control points, got {self.num_basis} less the "
+                f"{len(start_FA)} that the start fixes; take more basis functions (and rows) or fewer conditions"
+            )
+        points = self.control_points(torch.as_tensor(rows_TA)[None])[0]
+        first = leading_points(
+            np.asarray(start_FA)[:, self._smooth], self.num_basis, self.degree, (self.rows - 1) * period
+        )
+        smooth = fit(np.asarray(rows_TA)[:, self._smooth], self.num_basis, self.degree, self.ridge, first)
+        points[:, self._smooth] = torch.from_numpy(smooth.astype(np.float32))
+        return points
 
     def rows_of(self, points_BNA: Tensor, grid: NDArray[np.float64] | None = None) -> Tensor:
         """Actions float32 [B, T, A] of control points [B, N, A], at u in `grid` [T], by default the chunk's rows."""
