@@ -34,26 +34,20 @@ class Features:
         return Features(tuple(values.to(device, non_blocking=True) for values in self.tensors))
 
 
-class FrozenTrunk(nn.Module):
-    """A backbone that is asked with features instead of observations; the rest of it learns."""
+class FrozenTrunk:
+    """A backbone that is asked with features instead of observations; in all else it is the backbone."""
 
     def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.backbone = backbone
+        self._backbone = backbone
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
 
     def encode(self, features: Features) -> Any:
         """As the backbone's own, from the features on."""
-        dtype = next(self.backbone.parameters()).dtype
+        dtype = next(self._backbone.parameters()).dtype
         tensors = [values.to(dtype) if values.is_floating_point() else values for values in features.tensors]
-        return self.backbone.remember(*tensors)  # type: ignore[operator]
-
-    def step(self, *arguments: Any, **keywords: Any) -> Tensor:
-        """As the backbone's own."""
-        return self.backbone.step(*arguments, **keywords)  # type: ignore[operator, no-any-return]
-
-    def extend(self, *arguments: Any) -> Any:
-        """As the backbone's own."""
-        return self.backbone.extend(*arguments)  # type: ignore[operator]
+        return self._backbone.remember(*tensors)  # type: ignore[operator]
 
 
 class CachedFeatures:

@@ -22,23 +22,42 @@ from vla_runtime.decoding.masked import MaskedDecoding, MaskedResult, decode_mas
 
 
 class DiscreteDiffusion(nn.Module):
-    """ActionHead over a tokenizer. decoding: the checkpoint's own way to decode."""
+    """ActionHead over a tokenizer. decoding: the checkpoint's own way to decode.
+
+    words: "own", or "backbone" where bins are words of the backbone's vocabulary, as in OpenVLA: it then embeds
+    them and says their logits (`embed`, `logits`, `action_ids`), and this head learns nothing of its own. No rows
+    can be given then, since the first action is read at the prompt's last word.
+    """
 
     name = "discrete_diffusion"
     uses_tokens = True
 
     def __init__(
-        self, tokenizer: Bins | BSpline, width: int, max_committed: int = 8, decoding: MaskedDecoding | None = None
+        self,
+        tokenizer: Bins | BSpline,
+        width: int,
+        max_committed: int = 8,
+        decoding: MaskedDecoding | None = None,
+        words: str = "own",
     ):
         super().__init__()
+        if words not in ("own", "backbone"):
+            raise ValueError(f"head.words: expected own or backbone, got {words!r}")
+        if words == "backbone" and (max_committed or not isinstance(tokenizer, Bins)):
+            raise ValueError(
+                "head.words=backbone: expected tokenizer=bins and max_committed=0, "
+                f"got tokenizer={tokenizer.name} and max_committed={max_committed}"
+            )
+        self.own_words = words == "own"
         self.tokenizer = tokenizer
         self.decoding = decoding or MaskedDecoding()
         self.prefix = PrefixSlots(tokenizer.size, width, max_committed)
-        # The last row stands for a masked token.
-        self.embed = nn.Embedding(tokenizer.vocab_size + 1, width)
-        self.places = nn.Parameter(torch.randn(tokenizer.num_tokens, width) * 0.02)
-        self.out = nn.Linear(width, tokenizer.vocab_size)
-        nn.init.normal_(self.embed.weight, std=0.02)
+        if self.own_words:
+            # The last row stands for a masked token.
+            self.embed = nn.Embedding(tokenizer.vocab_size + 1, width)
+            self.places = nn.Parameter(torch.randn(tokenizer.num_tokens, width) * 0.02)
+            self.out = nn.Linear(width, tokenizer.vocab_size)
+            nn.init.normal_(self.embed.weight, std=0.02)
 
     def loss(self, backbone: Any, batch: Batch, actions_BTA: Tensor, committed: Committed | None) -> Tensor:
         """Cross-entropy of the masked tokens, those of given rows left out (section 3 of the paper)."""
@@ -81,10 +100,14 @@ class DiscreteDiffusion(nn.Module):
             return self._logits(backbone, context, committed, ids, masked)
 
         pinned = pinned_tokens(self.tokenizer, committed)
-        length, device = self.tokenizer.num_tokens, self.places.device
+        length, device = self.tokenizer.num_tokens, self.prefix.blank.device
         return decode_masked(logits_of, length, batch, self.decoding, noise, device=device, pinned_BL=pinned)
 
     def _logits(self, backbone: Any, context: Any, committed: Committed | None, ids: Tensor, masked: Tensor) -> Tensor:
+        if not self.own_words:
+            words = backbone.action_ids
+            known = torch.where(masked, torch.full_like(ids, backbone.config.mask_id), words[ids])
+            return backbone.logits(backbone.step(context, backbone.embed(known)), words)  # type: ignore[no-any-return]
         tokens = torch.where(masked, torch.full_like(ids, self.tokenizer.vocab_size), ids)
         slots = torch.cat([self.prefix(committed, len(ids)), self.embed(tokens) + self.places], dim=1)
         hidden = backbone.step(context, slots)

@@ -17,7 +17,9 @@ from policies.backbones.prismatic_vision import FusedVision, TowerConfig
 from policies.batch import Batch
 from policies.heads.beast import Beast
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
+from vla_runtime.decoding.masked import MaskedDecoding
 
 WIDTH, ROWS, SIZE = 32, 8, 2
 INSTRUCTIONS = ("Lift", "put it down", *(f"do {number}" for number in range(8)))
@@ -376,3 +378,23 @@ def test_heads_learn_eight_chunks_by_heart(attention, kind):
 def test_what_cannot_be_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_actions_may_be_words_of_the_vocabulary(attention):
+    """As in weights that exist: the backbone embeds the bins and says their logits, the head brings nothing."""
+    backbone, bins = loud(attention), Bins(ROWS, SIZE)
+    head = DiscreteDiffusion(bins, WIDTH, 0, MaskedDecoding(rounds=1), words="backbone")
+    assert all(name.startswith("prefix.") for name in head.state_dict())
+    sample = batch("lift", "put it down")
+    masks = backbone.embed(torch.full((2, ROWS * SIZE), backbone.config.mask_id))
+    said = backbone.logits(backbone(sample, masks))[..., backbone.action_ids].argmax(-1)
+    actions, ids = head.decode_tokens(backbone, backbone.encode(sample), None, {}, 2)
+    assert torch.equal(ids, said)
+    # Bin d of OpenVLA is the id `action_end - d`; its first bin is our id 0.
+    assert torch.equal(backbone.action_ids[ids], backbone.config.action_end - 1 - ids)
+    assert torch.equal(actions, bins.decode(ids))
+    head.loss(backbone, sample, actions.roll(1, 0), None).backward()
+    assert backbone.language_model.lm_head.weight.grad[backbone.action_ids].abs().sum() > 0
+    with pytest.raises(ValueError, match="expected tokenizer=bins and max_committed=0"):
+        DiscreteDiffusion(bins, WIDTH, 2, words="backbone")
