@@ -1,7 +1,7 @@
 """Whether a trained policy looks: what it still manages without its images, its state or its own instruction.
 
-    python benchmarks/controls.py --env lift --policy nano_lift_beast --out runs/controls
-    python benchmarks/controls.py --env libero_object --policy nano_libero_object_beast --episodes 10 --out runs/c
+    python benchmarks/controls.py --env lift --policy checkpoints/lift --out runs/controls
+    python benchmarks/controls.py --env libero_object --policy checkpoints/object --episodes 10 --out runs/c
 
 The other instruction of a LIBERO task is that of another task whose object stands in the same scene, so that
 following it means taking the wrong thing. Writes benchmarks/controls_<policy>.json and prints a table; what
@@ -64,7 +64,7 @@ def other_instructions(suite):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", required=True, help="lift, can, libero_object")
-    parser.add_argument("--policy", required=True, help="a checkpoint's folder, or the name of a shipped policy")
+    parser.add_argument("--policy", required=True, help="a checkpoint's folder")
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
     parser.add_argument("--episodes", type=int, default=100, help="per task")
     parser.add_argument("--workers", type=int, default=2)

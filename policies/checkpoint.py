@@ -42,7 +42,6 @@ from vla_runtime.transforms import Normalise
 from vla_runtime.types import EnvSpec, PolicySpec
 
 VERSION = 1
-SHIPPED = Path(__file__).parent / "shipped"
 CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
 
 # Imported when one is asked for: transformers takes seconds that nano need not pay.
@@ -225,15 +224,6 @@ def pretrained(
     heads: classes of one's own as {name: "package.module.Class"}; the caller names them, never the folder.
     """
     return load_policy(folder, {name: own_class(target) for name, target in (heads or {}).items()}, device)
-
-
-def shipped(env: EnvSpec, name: str, device: str = "cpu") -> VLAPolicy:
-    """A policy in the box, by name. ValueError naming those there are."""
-    folder = SHIPPED / name
-    if not folder.is_dir():
-        known = sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())
-        raise ValueError(f"policy.name: expected one of {', '.join(known)}, got {name!r}")
-    return load_policy(folder, device=device)
 
 
 def own_class(target: str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from policies.checkpoint import SHIPPED, load_policy
+from policies.checkpoint import load_policy
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec
 
@@ -67,6 +67,5 @@ class DeprivedSession:
 
 
 def deprived(env: EnvSpec, of: str, without: str, instead: str | None = None, device: str = "cpu") -> Deprived:
-    """The policy of a checkpoint folder, or a shipped one by name, deprived; as `rollout` builds it."""
-    folder = SHIPPED / of
-    return Deprived(load_policy(folder if folder.is_dir() else of, device=device), without, instead)
+    """The policy of the checkpoint folder `of`, deprived; as `rollout` builds it."""
+    return Deprived(load_policy(of, device=device), without, instead)

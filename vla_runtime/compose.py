@@ -121,9 +121,6 @@ def describe(command: str) -> str:
 
 def _described(text: str, group: str) -> list[str]:
     """The options that a group's YAML states, each with the comment above it."""
-    # What a shipped policy sets for the whole command is a choice, not an option.
-    if text.startswith("# @package _global_"):
-        return []
     lines, comment = [], ""
     for line in text.splitlines():
         match = re.match(r"^(\w+): *(.*)$", line)
