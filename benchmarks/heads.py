@@ -2,22 +2,26 @@
 
     python benchmarks/heads.py --env lift --data data/lift --trunk checkpoints/lift_trunk --out runs/heads
 
-Every head is trained on the same data, on the same frozen trunk, with a decoder of its own and the same number
-of updates, its checkpoint chosen by held-out decoded L1, and then evaluated on the same initial
+Every head is trained on the same data, on the same frozen trunk, from the same decoder weights and for the same
+number of updates, its checkpoint chosen by held-out decoded L1, and then evaluated on the same initial
 states, none of which was seen in training. Both steps are ordinary commands of the package, so what was
-finished is not done again. Writes benchmarks/heads_<env>.json and the rows beside it, and prints a table.
+finished is not done again, and heads may be done in several calls, also side by side. Writes
+benchmarks/heads_<env>.json and the rows beside it, and prints a table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from vla_runtime.control.clock import SystemClock
+from vla_runtime.disk import write_json
+from vla_runtime.machine import hardware
 
 HEADS = {
     "beast": ["tokenizer=bspline"],
@@ -49,7 +53,7 @@ def trained(arguments, head):
     began = clock.now()
     line = command(
         "finetune", f"data={arguments.data}", "control=absolute", f"head={head}", *HEADS[head], f"{place}={folder}",
-        f"init.folder={arguments.trunk}", "init.parts=trunk", "freeze_trunk=true", f"steps={arguments.steps}",
+        f"init.folder={arguments.trunk}", "init.parts=backbone", "freeze_trunk=true", f"steps={arguments.steps}",
         f"batch_size={arguments.batch_size}", "learning_rate=0.0005", "warmup=100", "ema=0.995",
         "validate_every=250", "save_every=250",
     )  # fmt: skip
@@ -69,12 +73,11 @@ def main():
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--episodes", type=int, default=100, help="per task")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="of the evaluation; OMP_NUM_THREADS limits training")
     arguments = parser.parse_args()
     rows = HERE / "rows"
     rows.mkdir(exist_ok=True)
     path = HERE / f"heads_{arguments.env}.json"
-    table = json.loads(path.read_text()) if path.is_file() else {}
     for head in arguments.heads:
         folder, line = trained(arguments, head)
         run = arguments.out / f"{arguments.env}_{head}_run"
@@ -83,13 +86,16 @@ def main():
             f"episodes={arguments.episodes}", f"workers={arguments.workers}",
         )  # fmt: skip
         (rows / f"{arguments.env}_{head}.jsonl").write_text((run / "episodes.jsonl").read_text())
+        # Read again: another call may have added its heads.
+        table = json.loads(path.read_text()) if path.is_file() else {}
         table[head] = {
             **{key: said[key] for key in ("episodes", "successes", "errors", "success_rate", "ci95", "latency_ms")},
             **{key: line[key] for key in ("l1", "parameters", "steps", "training_minutes")},
             "batch_size": arguments.batch_size,
-            "hardware": f"{platform.machine()}, one thread a worker, {arguments.workers} workers",
+            "training_threads": torch.get_num_threads(),
+            "hardware": hardware(),
         }
-        path.write_text(json.dumps(table, indent=1) + "\n")
+        write_json(path, table)
     print("| head | success | interval | held-out L1 | chunk p50 ms | parameters | training min |")
     print("|---|---|---|---|---|---|---|")
     for head, row in table.items():

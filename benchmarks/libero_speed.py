@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ from envs.libero import Libero
 from envs.libero_scene import SETTLING_ACTION, SETTLING_STEPS
 from envs.osc_arm import numpy_seeded
 from vla_runtime.control.clock import SystemClock
+from vla_runtime.machine import hardware
 from vla_runtime.types import Command
 
 SUITE = "libero_object"
@@ -128,13 +128,6 @@ def reset_raw(raw: Any, states: NDArray[np.float64], task: int, episode: int) ->
     raw.set_init_state(states[episode % len(states)])
     for _ in range(SETTLING_STEPS):
         raw.step(SETTLING_ACTION)
-
-
-def hardware() -> str:
-    names = []
-    if Path("/proc/cpuinfo").is_file():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0].split(':', 1)[1].strip() if names else platform.machine()}, {len(names)} cores"
 
 
 if __name__ == "__main__":

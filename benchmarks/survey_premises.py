@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from envs.libero import Libero
+from vla_runtime.machine import hardware
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 STATES = 50
@@ -65,14 +65,6 @@ def read_table(path: Path) -> dict[str, Any]:
         table: dict[str, Any] = json.loads(path.read_text())
         return table
     return {"seed": SEED, "versions": {}, "hardware": hardware(), "suites": {}}
-
-
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def markdown(table: dict[str, Any]) -> str:

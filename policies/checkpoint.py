@@ -31,6 +31,7 @@ from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.regression import Regression
 from policies.lora import plain_state
+from policies.shipped import folder_of, names
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.vla import VLAPolicy
@@ -157,11 +158,11 @@ def save_policy(
 def load_policy(
     folder: str | Path, heads: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
 ) -> VLAPolicy:
-    """The policy of a folder, in fp32 on `device`.
+    """The policy of a folder, or of a shipped policy's name, in fp32 on `device`.
 
     heads: classes of one's own by name. CheckpointError as above, ValueError for a device that is not there.
     """
-    folder, device = Path(folder), _device(device)
+    folder, device = folder_of(folder), _device(device)
     document = _document(folder)
     try:
         contract = Contract.read(document["contract"])
@@ -239,7 +240,8 @@ def _document(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: expected a checkpoint folder with {CONFIG}, got none; train one with vla_runtime.finetune"
+            f"{folder}: expected a checkpoint folder with {CONFIG}, got none; train one with vla_runtime.finetune, "
+            f"or take a shipped one ({', '.join(names())})"
         )
     try:
         document = json.loads(path.read_text())

@@ -67,5 +67,5 @@ class DeprivedSession:
 
 
 def deprived(env: EnvSpec, of: str, without: str, instead: str | None = None, device: str = "cpu") -> Deprived:
-    """The policy of the checkpoint folder `of`, deprived; as `rollout` builds it."""
+    """The policy of the checkpoint `of` (a folder, or a shipped policy's name), deprived; as `rollout` builds it."""
     return Deprived(load_policy(of, device=device), without, instead)

@@ -39,7 +39,7 @@ class VLAPolicy:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VLAPolicy:
-        """The policy of a checkpoint folder."""
+        """The policy of a checkpoint folder, or a shipped one by its name."""
         from policies.checkpoint import load_policy
 
         return load_policy(folder)

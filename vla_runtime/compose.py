@@ -122,6 +122,9 @@ def describe(command: str) -> str:
 def _described(text: str, group: str) -> list[str]:
     """The options that a group's YAML states, each with the comment above it."""
     lines, comment = [], ""
+    if text.startswith("# @package _global_"):
+        # Sets options of several groups, and has none of its own: its first comment says what it is.
+        return [f"    {text.splitlines()[1].lstrip('# ')}"]
     for line in text.splitlines():
         match = re.match(r"^(\w+): *(.*)$", line)
         if line.startswith("#"):

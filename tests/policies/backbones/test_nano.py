@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from policies.backbones.decoder import Attention
 from policies.backbones.nano import Nano, NanoConfig
 from policies.batch import Batch
 from policies.images import resize
@@ -98,3 +99,16 @@ def test_resizing_is_the_same_alone_and_in_a_batch():
 def test_what_cannot_be_is_named(nano, make, message):
     with pytest.raises(ValueError, match=message):
         make(nano)
+
+
+def test_attention_trained_in_half_precision_on_a_cpu_is_attention():
+    torch.manual_seed(0)
+    attention = Attention(32, 4)
+    slots, memory = torch.randn(2, 5, 32), torch.randn(2, 5, 32)
+    for mask in (None, torch.ones(5, 5, dtype=torch.bool).tril()):
+        wanted = attention(slots, attention.keys_values(memory), mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = attention(slots, attention.keys_values(memory), mask)
+        assert found.dtype == torch.bfloat16
+        assert found.requires_grad
+        torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.02)

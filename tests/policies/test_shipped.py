@@ -1,0 +1,53 @@
+"""Policies in the box: each has a config of its own, is small, and loads by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policies import shipped
+from policies.checkpoint import CheckpointError, load_policy
+from policies.vla import VLAPolicy
+from vla_runtime.compose import describe, load, options
+
+MB = 1e6
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_they_are_small_enough_to_ship():
+    sizes = {name: size(shipped.folder_of(name)) for name in shipped.names()}
+    assert all(one <= 12 * MB for one in sizes.values()), sizes
+    assert sum(sizes.values()) <= 100 * MB
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_each_loads_and_has_a_config_that_fits_its_environment(name):
+    policy = VLAPolicy.from_pretrained(name)
+    assert policy.spec.name == name
+    assert (policy.spec.horizon, policy.spec.executed, policy.spec.max_committed) == (16, 8, 8)
+    assert policy.spec.seen, "which initial states were learned is not known"
+    assert name in options("policy")
+    config = load("rollout", [f"policy={name}"])
+    assert config["policy"]["folder"] == name
+    assert config["choices"]["policy"] == name
+    assert config["env"]["control"] == "absolute"
+    assert load("rollout", [f"policy={name}", "env.control=delta"])["env"]["control"] == "delta"
+    assert f"policy={name}" in describe("rollout")
+
+
+def test_a_folder_of_ones_own_is_meant_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.folder_of("elsewhere") == Path("elsewhere")
+    for name in shipped.names():
+        assert shipped.folder_of(f"./{name}") == Path(name)
+        assert shipped.folder_of(name).is_absolute()
+
+
+def test_a_name_that_is_not_there_lists_those_that_are():
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder") as error:
+        load_policy("nano_lift_beest")
+    assert all(name in str(error.value) for name in shipped.names())
