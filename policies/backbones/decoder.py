@@ -61,7 +61,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1) @ value
+        return torch.matmul(scores.softmax(-1), value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
