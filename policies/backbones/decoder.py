@@ -8,10 +8,14 @@ observation and reused exactly. It knows neither images nor actions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from vla_runtime.decoding.bac import Block, blocks_of
+from vla_runtime.decoding.feature_cache import FeatureCache
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -107,6 +111,18 @@ class ActionDecoder(nn.Module):
         """
         return self._run(context, slots_BLD, mask_LL, cond_BD)[0]
 
+    def cached_step(
+        self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None, cond_BD: Tensor | None, cache: FeatureCache
+    ) -> Tensor:
+        """As `step`, with the branches that the cache's plan does not compute now as they were."""
+        if cache.idle:
+            return self.norm(slots_BLD + cache.total())  # type: ignore[no-any-return]
+        return self._run(context, slots_BLD, mask_LL, cond_BD, cache)[0]
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual branches, in the order in which they run."""
+        return blocks_of(len(self.layers))
+
     def extend(self, context: Context, slots_BLD: Tensor) -> Context:
         """The context with these slots fixed after those before, each seeing itself and what came before it."""
         length = slots_BLD.shape[1]
@@ -123,24 +139,41 @@ class ActionDecoder(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def _run(
-        self, context: Context, slots: Tensor, mask_LL: Tensor | None, cond_BD: Tensor | None
+        self,
+        context: Context,
+        slots: Tensor,
+        mask_LL: Tensor | None,
+        cond_BD: Tensor | None,
+        cache: FeatureCache | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
         fixed = context.past[0][0].shape[2] if context.past else 0
         if mask_LL is not None and fixed:
             mask_LL = F.pad(mask_LL, (fixed, 0), value=True)
-        kept = []
-        for index, layer in enumerate(self._layers()):
+        kept: list[KeyValue] = []
+
+        def attend_self(layer: Layer, index: int, slots: Tensor) -> Tensor:
             normed = layer.self_norm(slots)
             own = layer.self_attention.keys_values(normed)
             kept.append(own)
             if fixed:
                 before = context.past[index]
                 own = (torch.cat([before[0], own[0]], 2), torch.cat([before[1], own[1]], 2))
-            slots = slots + layer.self_attention(normed, own, mask_LL)
+            return layer.self_attention(normed, own, mask_LL)  # type: ignore[no-any-return]
+
+        def attend_context(layer: Layer, index: int, slots: Tensor) -> Tensor:
             memory = context.memory[index]
             if cond_BD is not None:
                 key, value = layer.cross_attention.keys_values(cond_BD[:, None])
                 memory = (torch.cat([memory[0], key], 2), torch.cat([memory[1], value], 2))
-            slots = slots + layer.cross_attention(layer.cross_norm(slots), memory)
-            slots = slots + layer.feed_forward(layer.feed_norm(slots))
+            return layer.cross_attention(layer.cross_norm(slots), memory)  # type: ignore[no-any-return]
+
+        def feed(layer: Layer, index: int, slots: Tensor) -> Tensor:
+            return layer.feed_forward(layer.feed_norm(slots))  # type: ignore[no-any-return]
+
+        block = 0
+        for index, layer in enumerate(self._layers()):
+            for branch in (attend_self, attend_context, feed):
+                compute = partial(branch, layer, index, slots)
+                slots = slots + (compute() if cache is None else cache.branch(block, compute))
+                block += 1
         return self.norm(slots), kept

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward
 from policies.batch import Batch
 from policies.images import resize, to_unit
+from vla_runtime.decoding.feature_cache import FeatureCache
 
 # Cells of a camera's feature map on a side: 6 x 6 tokens, 72 for two cameras.
 _CELLS = 6
@@ -111,6 +112,12 @@ class Nano(nn.Module):
     ) -> Tensor:
         """Hidden states [B, L, D] aligned with the slots; any number of times per context."""
         return self.decoder.step(context, slots_BLD, mask_LL, cond_BD)
+
+    def cached_step(
+        self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None, cond_BD: Tensor | None, cache: FeatureCache
+    ) -> Tensor:
+        """As `step`, with branches reused as the cache's plan says."""
+        return self.decoder.cached_step(context, slots_BLD, mask_LL, cond_BD, cache)
 
     def extend(self, context: Context, slots_BLD: Tensor) -> Context:
         """The context with slots that are now fixed; their hidden states lie in `hidden_BLD`."""

@@ -1,0 +1,111 @@
+"""Outputs of residual branches, kept over the steps of a decode: what a static plan computes, and what it reuses.
+
+A branch adds its output to a residual stream. At a step where the plan does not compute it, the output it
+gave last is added to the stream of now, and neither the branch nor its norm runs. At a step that computes
+nothing at all, the kept outputs are added at once, as their sum. Buffers are made at the first step and
+written in place from then on, so that shapes and addresses never change and a captured graph may hold them;
+nothing is read back. The key of a plan is a step number and nothing else: control ticks would do as well.
+Knows no networks and no robots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Kept outputs of `branches` branches. plan: for every step the indices of the branches that are computed.
+
+    evaluations counts computed branches since it was made. ValueError unless the first step computes all of them;
+    RuntimeError for a step beyond the plan.
+    """
+
+    def __init__(self, plan: Sequence[Collection[int]], branches: int):
+        self._plan = [frozenset(one) for one in plan]
+        if not self._plan or self._plan[0] != frozenset(range(branches)):
+            raise ValueError(f"cache: expected a first step that computes all {branches} branches, got {plan[:1]}")
+        if any(not one <= self._plan[0] for one in self._plan):
+            raise ValueError(f"cache: expected branches 0 to {branches - 1}, got {sorted(frozenset().union(*plan))}")
+        self.branches = branches
+        self.evaluations = 0
+        self._kept: list[Tensor | None] = [None] * branches
+        self._sum: Tensor | None = None
+        self._step = -1
+        self._summed = False
+
+    @property
+    def steps(self) -> int:
+        """How many steps the plan has."""
+        return len(self._plan)
+
+    def reset(self) -> None:
+        """Begin again with the plan's first step; nothing that was kept is used after it."""
+        self._step, self._summed = -1, False
+
+    def advance(self) -> None:
+        """Go on to the next step."""
+        self._step += 1
+        if self._step >= len(self._plan):
+            raise RuntimeError(f"cache: expected {len(self._plan)} steps, got one more; reset it before each decode")
+
+    @property
+    def idle(self) -> bool:
+        """Whether this step computes no branch."""
+        return not self._plan[self._step]
+
+    def branch(self, index: int, compute: Callable[[], Tensor]) -> Tensor:
+        """The output of a branch at this step: computed and kept, or as it was kept."""
+        kept = self._kept[index]
+        if index not in self._plan[self._step]:
+            assert kept is not None
+            return kept
+        output = compute()
+        self.evaluations += 1
+        self._summed = False
+        if kept is None or kept.shape != output.shape or kept.dtype != output.dtype:
+            self._kept[index] = output.clone()
+        else:
+            kept.copy_(output)
+        return output
+
+    def total(self) -> Tensor:
+        """The sum of all kept outputs."""
+        if not self._summed:
+            kept = [one for one in self._kept if one is not None]
+            total = torch.stack(kept).sum(0)
+            if self._sum is None or self._sum.shape != total.shape:
+                self._sum = total
+            else:
+                self._sum.copy_(total)
+            self._summed = True
+        assert self._sum is not None
+        return self._sum
+
+
+class CachedSteps:
+    """A backbone whose steps reuse branch outputs; in all else it is the backbone. Same signatures, same shapes.
+
+    It must offer `cached_step(context, slots, mask, cond, cache)`. Each `begin` starts a decode.
+    """
+
+    def __init__(self, backbone: Any, cache: FeatureCache):
+        self._backbone, self.cache = backbone, cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def begin(self) -> None:
+        """Forget the decode before."""
+        self.cache.reset()
+
+    def step(
+        self, context: Any, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
+    ) -> Tensor:
+        """As the backbone's own, for the next step of the plan."""
+        self.cache.advance()
+        hidden: Tensor = self._backbone.cached_step(context, slots_BLD, mask_LL, cond_BD, self.cache)
+        return hidden
