@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla_runtime.decoding.denoise import Denoising, denoise, draw_noise, flow, noise_schedule
+from vla_runtime.decoding.denoise import (
+    Denoising,
+    denoise,
+    denoise_exact,
+    draw_noise,
+    flow,
+    noise_schedule,
+    step_table,
+)
 
 SHAPE = (3, 8, 2)
 
@@ -48,6 +56,30 @@ def test_ddpm_steps_are_diffusers_with_the_noise_it_drew():
     steps = torch.stack([torch.randn(SHAPE, generator=drawn) for _ in range(11)] + [torch.zeros(SHAPE)])
     found = denoise(predict, {"start": start, "steps": steps}, denoising)
     assert (found - sample).abs().max() < 1e-5
+
+
+def test_steps_that_cannot_be_told_apart_are_refused():
+    with pytest.raises(ValueError, match="take fewer"):
+        noise_schedule(Denoising("dpm", 20, 20))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "train_steps"),
+    [("ddpm", 100, 100), ("ddpm", 7, 7), ("ddim", 100, 100), ("ddim", 10, 100), ("ddim", 1, 20), ("dpm", 10, 100),
+     ("dpm", 2, 100), ("dpm", 1, 100)],
+)  # fmt: skip
+def test_precomputed_steps_are_diffusers_own(sampler, steps, train_steps):
+    denoising = Denoising(sampler, steps, train_steps)
+    table, alphas = step_table(denoising), noise_schedule(denoising).alphas_cumprod
+    assert table.timesteps == tuple(int(one) for one in noise_schedule(denoising).timesteps)
+    noise = draw_noise(SHAPE, denoising, torch.Generator().manual_seed(7))
+
+    def wavering(sample, timestep):
+        return oracle(target(), alphas)(sample, timestep) + 0.2 * torch.sin(3 * sample + timestep[:, None, None] / 9)
+
+    plain = denoise(wavering, noise, denoising)
+    exact = denoise_exact(lambda sample, k: wavering(sample, torch.full((3,), table.timesteps[k])), noise, table)
+    torch.testing.assert_close(exact, plain, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm"])

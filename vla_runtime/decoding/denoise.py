@@ -7,6 +7,7 @@ noise or velocity for a sample at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,9 @@ from torch import Tensor
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
 Predict = Callable[[Tensor, Tensor], Tensor]
+PredictStep = Callable[[Tensor, int], Tensor]
+Step = tuple[Tensor, Tensor]
+Row = tuple[float, float, float, float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,10 @@ class Denoising:
 
 
 def noise_schedule(denoising: Denoising) -> Any:
-    """diffusers' scheduler with Diffusion Policy's settings: squared-cosine betas, noise predicted, samples cut."""
+    """diffusers' scheduler with Diffusion Policy's settings: squared-cosine betas, noise predicted, samples cut.
+
+    ValueError for more steps than the sampler can tell apart.
+    """
     # Late, and as a module without types: importing diffusers takes a second.
     kinds: Any = import_module("diffusers.schedulers")
     common = {
@@ -59,6 +66,11 @@ def noise_schedule(denoising: Denoising) -> Any:
             algorithm_type="dpmsolver++", solver_order=2, lambda_min_clipped=-5.1, **common
         )
     schedule.set_timesteps(denoising.steps)
+    if len(set(schedule.timesteps.tolist())) < denoising.steps:
+        raise ValueError(
+            f"decode.steps: {denoising.sampler} has no {denoising.steps} different steps of "
+            f"{denoising.train_steps}; take fewer"
+        )
     return schedule
 
 
@@ -79,6 +91,105 @@ def denoise(predict: Predict, noise: dict[str, Tensor], denoising: Denoising) ->
         options = {"variance_noise": noise["steps"][index]} if denoising.sampler == "ddpm" else {}
         sample = _step(schedule, answer, timestep, sample, options)
     return sample
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """What a schedule's steps come to when all that depends on the step alone is computed beforehand.
+
+    At step k the clean sample is guessed as sample_in[k] * sample + answer_in[k] * answer, cut to [-1, 1] if `clip`;
+    the next sample is kept[k] * sample + clean[k] * guess + before[k] * (the guess of step k - 1) +
+    answer[k] * answer + noise[k] * noise. timesteps: what the network is asked with.
+    """
+
+    timesteps: tuple[int, ...]
+    clip: bool
+    sample_in: tuple[float, ...]
+    answer_in: tuple[float, ...]
+    kept: tuple[float, ...]
+    clean: tuple[float, ...]
+    before: tuple[float, ...]
+    answer: tuple[float, ...]
+    noise: tuple[float, ...]
+
+    def step(self, k: int, sample: Tensor, answer: Tensor, last: Tensor | None, noise: Tensor | None) -> Step:
+        """The next sample, and the guess of the clean one."""
+        guess = torch.add(sample * self.sample_in[k], answer, alpha=self.answer_in[k])
+        if self.clip:
+            guess = guess.clamp(-1, 1)
+        found = torch.add(sample * self.kept[k], guess, alpha=self.clean[k])
+        if self.before[k]:
+            assert last is not None
+            found = torch.add(found, last, alpha=self.before[k])
+        if self.answer[k]:
+            found = torch.add(found, answer, alpha=self.answer[k])
+        if self.noise[k]:
+            assert noise is not None
+            found = torch.add(found, noise, alpha=self.noise[k])
+        return found, guess
+
+
+def step_table(denoising: Denoising) -> StepTable:
+    """The table of diffusers' schedule: DDPM's equations 15 and 7 (arXiv 2006.11239), DDIM's 12 with eta = 0
+    (arXiv 2010.02502), and DPM-Solver++'s second-order multistep update (arXiv 2211.01095, algorithm 2).
+    """
+    schedule = noise_schedule(denoising)
+    steps = [int(one) for one in schedule.timesteps]
+    rows = {"ddpm": _ddpm_rows, "ddim": _ddim_rows, "dpm": _dpm_rows}[denoising.sampler](schedule, steps)
+    columns = [tuple(column) for column in zip(*rows, strict=True)]
+    return StepTable(tuple(steps), denoising.sampler != "dpm", *columns)
+
+
+def denoise_exact(predict: PredictStep, noise: dict[str, Tensor], table: StepTable) -> Tensor:
+    """As `denoise`, with the table. predict(sample, k) answers the noise in the sample at the k-th step."""
+    sample, last = noise["start"], None
+    for k in range(len(table.timesteps)):
+        drawn = noise["steps"][k] if "steps" in noise else None
+        sample, last = table.step(k, sample, predict(sample, k), last, drawn)
+    return sample
+
+
+def _ddpm_rows(schedule: Any, steps: list[int]) -> list[Row]:
+    kept = [float(one) for one in schedule.alphas_cumprod.double()]
+    rows = []
+    for t in steps:
+        now, before = kept[t], kept[t - 1] if t else 1.0
+        step = now / before
+        noise = math.sqrt(max((1 - before) / (1 - now) * (1 - step), 1e-20)) if t else 0.0
+        clean, sample = math.sqrt(before) * (1 - step) / (1 - now), math.sqrt(step) * (1 - before) / (1 - now)
+        rows.append((*_guess(now), sample, clean, 0.0, 0.0, noise))
+    return rows
+
+
+def _ddim_rows(schedule: Any, steps: list[int]) -> list[Row]:
+    kept = [float(one) for one in schedule.alphas_cumprod.double()]
+    stride = schedule.config.num_train_timesteps // len(steps)
+    rows = []
+    for t in steps:
+        before = kept[t - stride] if t >= stride else 1.0
+        rows.append((*_guess(kept[t]), 0.0, math.sqrt(before), 0.0, math.sqrt(1 - before), 0.0))
+    return rows
+
+
+def _dpm_rows(schedule: Any, steps: list[int]) -> list[Row]:
+    # Noise levels in the form sigma / alpha; the last is 0.
+    levels = [float(one) for one in schedule.sigmas.double()]
+    alphas = [1 / math.sqrt(1 + level**2) for level in levels]
+    logs = [-math.log(level) if level else math.inf for level in levels]
+    rows: list[Row] = []
+    for k in range(len(steps)):
+        grown = math.expm1(-(logs[k + 1] - logs[k])) * -alphas[k + 1]
+        kept = levels[k + 1] * alphas[k + 1] / (levels[k] * alphas[k])
+        clean, before = grown, 0.0
+        if 0 < k < len(steps) - 1:
+            ratio = (logs[k] - logs[k - 1]) / (logs[k + 1] - logs[k])
+            clean, before = grown * (1 + 0.5 / ratio), -grown * 0.5 / ratio
+        rows.append((1 / alphas[k], -levels[k], kept, clean, before, 0.0, 0.0))
+    return rows
+
+
+def _guess(kept: float) -> tuple[float, float]:
+    return 1 / math.sqrt(kept), -math.sqrt(1 - kept) / math.sqrt(kept)
 
 
 def flow(predict: Predict, start: Tensor, steps: int) -> Tensor:
