@@ -33,6 +33,41 @@ class Context:
     hidden_BLD: Tensor | None = None
 
 
+class TimedContext:
+    """A context with one more memory token, which is another at every step: the embedded denoising time.
+
+    times: keys and values [K, H, 1, D / H] of the K tokens, one pair a layer, from `ActionDecoder.remember_times`.
+    Buffers are made once; `begin` fills in an observation, `at` the token of a step.
+    """
+
+    def __init__(self, times: tuple[KeyValue, ...]):
+        self._times = times
+        self._memory: tuple[KeyValue, ...] = ()
+
+    def begin(self, context: Context) -> None:
+        """Take over what an observation's context holds."""
+        old = self._memory[0][0].shape if self._memory else ()
+        new = context.memory[0][0].shape
+        if old != (*new[:2], new[2] + 1, new[3]):
+            # Filled with the token of the first step, so that shape, type and device are right.
+            self._memory = tuple(
+                (torch.cat([one[0], key[:1].expand(new[0], -1, -1, -1)], 2),
+                 torch.cat([one[1], value[:1].expand(new[0], -1, -1, -1)], 2))
+                for one, (key, value) in zip(context.memory, self._times, strict=True)
+            )  # fmt: skip
+            return
+        for mine, theirs in zip(self._memory, context.memory, strict=True):
+            for buffer, values in zip(mine, theirs, strict=True):
+                buffer[:, :, :-1] = values
+
+    def at(self, step: int) -> Context:
+        """The context of a step; that of the step before is this one, too."""
+        for buffers, tokens in zip(self._memory, self._times, strict=True):
+            for buffer, values in zip(buffers, tokens, strict=True):
+                buffer[:, :, -1:] = values[step]
+        return Context(self._memory)
+
+
 class Attention(nn.Module):
     """Multi-head attention whose keys and values may come from elsewhere, and earlier."""
 
@@ -100,6 +135,10 @@ class ActionDecoder(nn.Module):
     def remember(self, tokens_BND: Tensor) -> Context:
         """The context's keys and values in every layer: all that slots ever see of it."""
         return Context(tuple(layer.cross_attention.keys_values(tokens_BND) for layer in self._layers()))
+
+    def remember_times(self, cond_KD: Tensor) -> tuple[KeyValue, ...]:
+        """Keys and values [K, H, 1, D / H] in every layer of K tokens that `step` would be given as cond."""
+        return tuple(layer.cross_attention.keys_values(cond_KD[:, None]) for layer in self._layers())
 
     def step(
         self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None

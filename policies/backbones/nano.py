@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward
+from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward, TimedContext
 from policies.batch import Batch
 from policies.images import resize, to_unit
+from vla_runtime.decoding.bac import Block
 from vla_runtime.decoding.feature_cache import FeatureCache
 
 # Cells of a camera's feature map on a side: 6 x 6 tokens, 72 for two cameras.
@@ -112,6 +113,14 @@ class Nano(nn.Module):
     ) -> Tensor:
         """Hidden states [B, L, D] aligned with the slots; any number of times per context."""
         return self.decoder.step(context, slots_BLD, mask_LL, cond_BD)
+
+    def timed(self, cond_KD: Tensor) -> TimedContext:
+        """Room for contexts with the k-th of these tokens as one more memory token at step k."""
+        return TimedContext(self.decoder.remember_times(cond_KD))
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual branches of the decoder, in the order in which they run."""
+        return self.decoder.blocks()
 
     def cached_step(
         self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None, cond_BD: Tensor | None, cache: FeatureCache

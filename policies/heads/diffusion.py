@@ -33,10 +33,10 @@ class _Rows(nn.Module):
     def forward(self, backbone: Any, context: Any, committed: Committed | None, sample: Tensor, time: Tensor) -> Tensor:
         """sample float [B, T, A], time float [B] in [0, 1] -> float [B, T, A]."""
         slots = torch.cat([self.prefix(committed, len(sample)), self.embed(sample) + self.places], dim=1)
-        hidden = backbone.step(context, slots, cond_BD=self.time(self._waves(time)))
+        hidden = backbone.step(context, slots, cond_BD=self.time(self.waves(time)))
         return self.out(hidden[:, -self.rows :])  # type: ignore[no-any-return]
 
-    def _waves(self, time: Tensor) -> Tensor:
+    def waves(self, time: Tensor) -> Tensor:
         """Sines and cosines of the time at frequencies from 1 to 1000: [B, D]."""
         half = self.places.shape[1] // 2
         rates = torch.logspace(0, 3, half, device=time.device, dtype=self.places.dtype)

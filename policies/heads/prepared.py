@@ -1,0 +1,92 @@
+"""Denoising and flow decoded with all that can be known beforehand computed beforehand, and branches reused by plan.
+
+Exact, up to rounding: the coefficients of every step, the keys and values of its time, the context's and the
+given rows' slots. Optional, and not exact: a caching schedule. A decoder belongs to one session, since it
+holds buffers; the plain `decode` of the heads is its reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.batch import Committed
+from policies.heads.diffusion import Diffusion, Flow
+from policies.heads.slots import keep_committed
+from vla_runtime.decoding.bac import Schedule
+from vla_runtime.decoding.denoise import StepTable, denoise_exact, step_table
+from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+
+
+class PreparedDecoder:
+    """Callable as (context, committed, noise, batch) -> actions float [B, T, A], as the head's `decode`.
+
+    schedule: which branches are computed when; None computes all of them. ValueError for a backbone without
+    blocks where there is a schedule, and for a schedule of another depth or number of steps.
+    """
+
+    def __init__(self, head: Diffusion | Flow, backbone: Any, schedule: Schedule | None = None):
+        self._network, self._backbone = head.network, backbone
+        device = head.network.places.device
+        self._table: StepTable | None = None
+        if isinstance(head, Diffusion):
+            self._table = step_table(head.denoising)
+            times = torch.tensor(self._table.timesteps, device=device).float() / head.denoising.train_steps
+        else:
+            times = torch.arange(head.steps, device=device) / head.steps
+        self._steps = len(times)
+        self.cache: FeatureCache | None = None
+        self._cached: CachedSteps | None = None
+        if schedule is not None:
+            self._cached = CachedSteps(backbone, self._planned(schedule))
+            self.cache = self._cached.cache
+        with torch.no_grad():
+            cond = head.network.time(head.network.waves(times))
+            self._timed = backbone.timed(cond)
+        self._slots: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1) -> Tensor:
+        """A chunk float [B, T, A] in [-1, 1]."""
+        self._begin(context, committed, batch)
+        if self._table is not None:
+            sample = denoise_exact(self._predict, noise, self._table)
+        else:
+            sample = noise["start"]
+            for k in range(self._steps):
+                sample = torch.add(sample, self._predict(sample, k), alpha=1 / self._steps)
+        return keep_committed(sample.clamp(-1, 1), committed)
+
+    def _begin(self, context: Any, committed: Committed | None, batch: int) -> None:
+        if self._cached is not None:
+            self._cached.begin()
+        self._timed.begin(context)
+        prefix = self._network.prefix(committed, batch)
+        rows = self._network.rows
+        if self._slots is None or len(self._slots) != batch:
+            self._slots = torch.cat([prefix, prefix.new_zeros(batch, rows, prefix.shape[2])], dim=1)
+        else:
+            self._slots[:, :-rows] = prefix
+
+    def _predict(self, sample: Tensor, k: int) -> Tensor:
+        slots, rows = self._slots, self._network.rows
+        assert slots is not None
+        torch.add(self._network.embed(sample), self._network.places, out=slots[:, -rows:])
+        steps = self._backbone if self._cached is None else self._cached
+        hidden = steps.step(self._timed.at(k), slots)
+        return self._network.out(hidden[:, -rows:])  # type: ignore[no-any-return]
+
+    def _planned(self, schedule: Schedule) -> FeatureCache:
+        if not hasattr(self._backbone, "blocks"):
+            raise ValueError(f"decode.schedule: expected a backbone with blocks, got {self._backbone.name}")
+        blocks = self._backbone.blocks()
+        if set(schedule.blocks) != set(blocks) or schedule.steps != self._steps:
+            raise ValueError(
+                f"decode.schedule: expected {len(blocks)} blocks and {self._steps} steps, "
+                f"got {len(schedule.blocks)} and {schedule.steps}"
+            )
+        places = {block: index for index, block in enumerate(blocks)}
+        plan = [{places[block] for block in schedule.updated(k)} for k in range(self._steps)]
+        return FeatureCache(plan, len(blocks))

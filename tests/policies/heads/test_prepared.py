@@ -1,0 +1,116 @@
+"""Prepared decoding against the heads' plain one, and what a caching schedule changes about it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from policies.backbones.nano import Nano, NanoConfig
+from policies.batch import Batch, Committed
+from policies.heads.diffusion import Diffusion, Flow
+from policies.heads.prepared import PreparedDecoder
+from vla_runtime.decoding.bac import Schedule, blocks_of, uniform
+from vla_runtime.decoding.denoise import Denoising
+
+ROWS, SIZE, WIDTH, PREFIX, DEPTH, STEPS = 8, 3, 32, 4, 2, 20
+HEADS = {
+    "ddpm": lambda: Diffusion(ROWS, SIZE, WIDTH, PREFIX, Denoising("ddpm", STEPS, STEPS)),
+    "ddim": lambda: Diffusion(ROWS, SIZE, WIDTH, PREFIX, Denoising("ddim", 5, STEPS)),
+    "dpm": lambda: Diffusion(ROWS, SIZE, WIDTH, PREFIX, Denoising("dpm", 6, 100)),
+    "flow": lambda: Flow(ROWS, SIZE, WIDTH, PREFIX, steps=7),
+}
+
+
+def parts(name):
+    torch.manual_seed(0)
+    sizes = {"state_size": 2, "image_size": 16, "width": WIDTH, "heads": 2, "trunk_depth": 1, "decoder_depth": DEPTH}
+    config = NanoConfig(("front",), **sizes)
+    backbone, head = Nano(config).eval().requires_grad_(False), HEADS[name]().eval().requires_grad_(False)
+    # From chance, branches say next to nothing beside the stream; as of a trained network, they must count.
+    with torch.no_grad():
+        for parameter in backbone.decoder.parameters():
+            parameter.mul_(2.0)
+    return backbone, head
+
+
+def observation(backbone, batch=1, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (batch, 20, 20, 3), generator=generator, dtype=torch.uint8)
+    return backbone.encode(Batch({"front": image}, torch.randn(batch, 2, generator=generator), ("go",) * batch))
+
+
+def noise(head, batch=1, seed=2):
+    return head.draw(batch, torch.Generator().manual_seed(seed))
+
+
+def given_rows(batch, counts):
+    rows = torch.rand(batch, PREFIX, SIZE, generator=torch.Generator().manual_seed(3)) - 0.5
+    return Committed(rows, torch.tensor(counts))
+
+
+def schedule(steps, updates, **changes):
+    values = {
+        "blocks": dict.fromkeys(blocks_of(DEPTH), uniform(steps, updates)), "steps": steps, "sampler": "ddpm",
+        "weights": None, "method": "uniform", "updates": updates, "bubble": 0, "metric": "none", "calibration": "none",
+    }  # fmt: skip
+    return Schedule(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("committed", [None, given_rows(1, [0]), given_rows(1, [3])])
+def test_what_is_computed_beforehand_changes_nothing(name, committed):
+    backbone, head = parts(name)
+    decoder = PreparedDecoder(head, backbone)
+    for seed in (1, 2):  # buffers of the chunk before must not be seen
+        context, drawn = observation(backbone, seed=seed), noise(head, seed=seed)
+        plain = head.decode(backbone, context, committed, drawn)
+        torch.testing.assert_close(decoder(context, committed, drawn), plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_samples_of_a_batch_and_batches_of_another_size(name):
+    backbone, head = parts(name)
+    decoder = PreparedDecoder(head, backbone)
+    for batch, counts in ((3, [0, 4, 1]), (1, [2]), (2, [0, 0])):
+        context, drawn, committed = observation(backbone, batch), noise(head, batch), given_rows(batch, counts)
+        plain = head.decode(backbone, context, committed, drawn, batch)
+        torch.testing.assert_close(decoder(context, committed, drawn, batch), plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "flow"])
+def test_a_schedule_of_all_steps_is_bit_equal_to_none(name):
+    backbone, head = parts(name)
+    steps = STEPS if name == "ddpm" else 7
+    context, drawn = observation(backbone), noise(head)
+    plain = PreparedDecoder(head, backbone)(context, None, drawn)
+    cached = PreparedDecoder(head, backbone, schedule(steps, steps))(context, None, drawn)
+    assert torch.equal(plain, cached)
+
+
+def test_fewer_updates_compute_less_and_answer_otherwise():
+    backbone, head = parts("ddpm")
+    context, drawn = observation(backbone), noise(head)
+    plain = PreparedDecoder(head, backbone)(context, None, drawn)
+    errors = {}
+    for updates in (2, 10, 19):
+        decoder = PreparedDecoder(head, backbone, schedule(STEPS, updates))
+        errors[updates] = float((decoder(context, None, drawn) - plain).abs().mean())
+        assert decoder.cache.evaluations == 3 * DEPTH * updates
+    assert errors[2] > errors[19] > 0
+
+
+def test_nothing_is_carried_from_chunk_to_chunk():
+    backbone, head = parts("ddpm")
+    decoder = PreparedDecoder(head, backbone, schedule(STEPS, 4))
+    first = decoder(observation(backbone), given_rows(1, [2]), noise(head))
+    decoder(observation(backbone, seed=8), None, noise(head, seed=9))
+    again = decoder(observation(backbone), given_rows(1, [2]), noise(head))
+    assert torch.equal(first, again)
+
+
+def test_a_schedule_for_another_decoder_is_refused():
+    backbone, head = parts("ddpm")
+    with pytest.raises(ValueError, match="expected 6 blocks and 20 steps, got 6 and 10"):
+        PreparedDecoder(head, backbone, schedule(10, 4))
+    with pytest.raises(ValueError, match="got 9 and 20"):
+        PreparedDecoder(head, backbone, schedule(20, 4, blocks=dict.fromkeys(blocks_of(3), (0,))))
