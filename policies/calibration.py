@@ -1,0 +1,143 @@
+"""Which steps of a denoising policy may reuse what: recorded once, turned into schedules, judged on other frames.
+
+One full decode per calibration observation is recorded, branch by branch; similarity matrices and reuse
+errors are averaged over observations. From them come the schedules of block-wise adaptive caching
+(arXiv 2506.13456) and of the obvious alternatives. It knows neither commands nor simulators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.heads.diffusion import Diffusion, Flow
+from policies.vla import VLAPolicy
+from vla_runtime.decoding.bac import (
+    Array,
+    Block,
+    Schedule,
+    Steps,
+    adaptive,
+    adjacent,
+    bubbled,
+    reuse_error,
+    similarity,
+    uniform,
+    with_last_step,
+)
+from vla_runtime.decoding.feature_cache import CachedSteps
+from vla_runtime.types import Observation
+
+METHODS = ("bac", "adjacent", "blockwise", "unified", "uniform")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """What observations said of every block: similarity float64 [K, K], and how far its outputs lie apart.
+
+    calibration: a hash of the observations and the noise; metric: of the similarity.
+    """
+
+    similarity: dict[Block, Array]
+    reuse_error: dict[Block, float]
+    steps: int
+    sampler: str
+    weights: str | None
+    metric: str
+    calibration: str
+
+
+class _Recorder:
+    """Stands where a `FeatureCache` would: computes every branch and keeps all outputs."""
+
+    idle = False
+
+    def __init__(self) -> None:
+        self.outputs: list[list[Tensor]] = []
+
+    def advance(self) -> None:
+        self.outputs.append([])
+
+    def branch(self, index: int, compute: Any) -> Tensor:
+        output: Tensor = compute()
+        self.outputs[-1].append(output.detach().float().cpu())
+        return output
+
+
+def sampler_of(head: Any) -> tuple[str, int]:
+    """The head's sampler and its steps. ValueError for a head that does not denoise in steps."""
+    if isinstance(head, Diffusion):
+        return head.denoising.sampler, head.denoising.steps
+    if isinstance(head, Flow):
+        return "euler", head.steps
+    raise ValueError(f"decode=bac: expected a diffusion or flow head, got {head.name}, which has no steps to reuse")
+
+
+@torch.no_grad()
+def record(
+    policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0, metric: str = "cosine"
+) -> Recording:
+    """Decode each observation once in full and compare every block's outputs over the steps.
+
+    ValueError for no observations, a head without steps and a backbone without blocks.
+    """
+    head: Any = policy.head
+    backbone: Any = policy.backbone
+    sampler, steps = sampler_of(head)
+    if not observations:
+        raise ValueError("calibrate: expected observations, got none")
+    if not hasattr(backbone, "blocks"):
+        raise ValueError(f"calibrate: expected a backbone with blocks, got {backbone.name}")
+    blocks = backbone.blocks()
+    alike = {block: np.zeros((steps, steps)) for block in blocks}
+    errors = dict.fromkeys(blocks, 0.0)
+    digest = hashlib.sha256(f"{seed}".encode())
+    generator = torch.Generator().manual_seed(seed)
+    for observation in observations:
+        digest.update(observation.state.tobytes())
+        for name in sorted(observation.images):
+            digest.update(observation.images[name].tobytes())
+        noise = {key: value.to(policy.device) for key, value in head.draw(1, generator).items()}
+        recorder = _Recorder()
+        recorded: Any = CachedSteps(backbone, recorder)  # type: ignore[arg-type]
+        head.decode(recorded, backbone.encode(policy.batch([observation])), None, noise)
+        for index, block in enumerate(blocks):
+            outputs = np.stack([step[index].flatten().numpy() for step in recorder.outputs])
+            alike[block] += similarity(outputs, metric) / len(observations)
+            errors[block] += reuse_error(outputs) / len(observations)
+    return Recording(alike, errors, steps, sampler, policy.spec.weights, metric, digest.hexdigest()[:16])
+
+
+def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, force_last: bool = True) -> Schedule:
+    """A schedule of `updates` steps a block.
+
+    method: bac (adaptive, with `bubble` blocks bubbled), adjacent (the same with the adjacent objective), blockwise
+    (adaptive, nothing bubbled), unified (that of the first self-attention for all), uniform. force_last: the last
+    step is computed, too. ValueError for updates or bubble out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"calibrate.method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if method not in ("bac", "adjacent") and bubble:
+        raise ValueError(f"calibrate.bubble: expected 0 with method={method}, got {bubble}")
+    found: dict[Block, Steps]
+    if method == "uniform":
+        found = dict.fromkeys(recording.similarity, uniform(recording.steps, updates))
+    elif method == "unified":
+        first = next(iter(recording.similarity.values()))
+        found = dict.fromkeys(recording.similarity, adaptive(first, updates))
+    else:
+        rule = adjacent if method == "adjacent" else adaptive
+        found = {block: rule(matrix, updates) for block, matrix in recording.similarity.items()}
+    found = bubbled(found, recording.reuse_error, bubble)
+    if force_last:
+        found = {block: with_last_step(steps, recording.steps) for block, steps in found.items()}
+    return Schedule(
+        found, recording.steps, recording.sampler, recording.weights, method, updates, bubble,
+        recording.metric, recording.calibration,
+    )  # fmt: skip
