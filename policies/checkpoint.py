@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from policies.decoding import AUTO, Decode
 from policies.heads.autoregressive import Autoregressive
 from policies.heads.beast import Beast
 from policies.heads.diffusion import Diffusion, Flow
@@ -156,11 +157,15 @@ def save_policy(
 
 
 def load_policy(
-    folder: str | Path, heads: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+    folder: str | Path,
+    heads: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    decode: Decode = AUTO,
 ) -> VLAPolicy:
     """The policy of a folder, or of a shipped policy's name, in fp32 on `device`.
 
-    heads: classes of one's own by name. CheckpointError as above, ValueError for a device that is not there.
+    heads: classes of one's own by name. decode: how it decodes, by default as the checkpoint names. CheckpointError
+    as above, ValueError for a device that is not there and a decode that this policy cannot do.
     """
     folder, device = folder_of(folder), _device(device)
     document = _document(folder)
@@ -206,7 +211,7 @@ def load_policy(
     _fill(policy, path)
     policy.backbone.to(device)
     policy.head.to(device)
-    return policy
+    return policy.decoding(decode.named(folder))
 
 
 def _device(name: torch.device | str) -> torch.device:
@@ -218,13 +223,19 @@ def _device(name: torch.device | str) -> torch.device:
 
 
 def pretrained(
-    env: EnvSpec, folder: str, heads: Mapping[str, str] | None = None, device: str = "cpu"
+    env: EnvSpec,
+    folder: str,
+    heads: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    decode: Mapping[str, Any] | None = None,
 ) -> VLAPolicy:
     """The policy of a folder, as `rollout` builds it; the runner compares its contract with the environment's.
 
     heads: classes of one's own as {name: "package.module.Class"}; the caller names them, never the folder.
+    decode: as configs/decode.
     """
-    return load_policy(folder, {name: own_class(target) for name, target in (heads or {}).items()}, device)
+    own = {name: own_class(target) for name, target in (heads or {}).items()}
+    return load_policy(folder, own, device, Decode(**(decode or {})))
 
 
 def own_class(target: str) -> Any:

@@ -6,12 +6,13 @@ images, a state of zeros, or another instruction; it knows neither networks nor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from policies.checkpoint import load_policy
+from policies.checkpoint import pretrained
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec
 
@@ -66,6 +67,13 @@ class DeprivedSession:
         return self._session.predict([self._policy.deprived(one) for one in observations], committed, deadline)
 
 
-def deprived(env: EnvSpec, of: str, without: str, instead: str | None = None, device: str = "cpu") -> Deprived:
+def deprived(
+    env: EnvSpec,
+    of: str,
+    without: str,
+    instead: str | None = None,
+    device: str = "cpu",
+    decode: Mapping[str, Any] | None = None,
+) -> Deprived:
     """The policy of the checkpoint `of` (a folder, or a shipped policy's name), deprived; as `rollout` builds it."""
-    return Deprived(load_policy(of, device=device), without, instead)
+    return Deprived(pretrained(env, of, device=device, decode=decode), without, instead)

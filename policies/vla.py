@@ -7,6 +7,7 @@ knows no environment and no file: `policies.checkpoint` makes one from a folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
+from policies.decoding import PLAIN, Decode, Decoder, decoder_for, with_steps
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 
@@ -22,14 +24,25 @@ from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecM
 class VLAPolicy:
     """Policy over a backbone and a head. state, action: how contract units become [-1, 1]; max_committed is the spec's.
 
-    Nothing of an episode is kept here: sessions may be interleaved at will.
+    decode: how; the head's own plain way by default. Nothing of an episode is kept here: sessions may be
+    interleaved at will. ValueError for a decode that the head or the backbone cannot do.
     """
 
-    def __init__(self, spec: PolicySpec, backbone: nn.Module, head: nn.Module, state: Normalise, action: Normalise):
+    def __init__(
+        self,
+        spec: PolicySpec,
+        backbone: nn.Module,
+        head: nn.Module,
+        state: Normalise,
+        action: Normalise,
+        decode: Decode = PLAIN,
+    ):
         if spec.observation_offsets != (0,):
             raise SpecMismatch(f"observation_offsets: expected (0,), got {spec.observation_offsets}")
-        self._spec = spec
-        self.backbone, self.head = backbone.eval(), head.eval()
+        self._own_head = head.eval()
+        self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
+        self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
+        self._spec = replace(spec, decode={"mode": decode.mode, **facts})
         self.state, self.action = state, action
         self._binary = [
             (spec.action.slices[group.name], group.open, group.close)
@@ -39,10 +52,18 @@ class VLAPolicy:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> VLAPolicy:
-        """The policy of a checkpoint folder, or a shipped one by its name."""
+        """The policy of a checkpoint folder, or a shipped one by its name, decoding as its checkpoint says."""
         from policies.checkpoint import load_policy
 
         return load_policy(folder)
+
+    def decoding(self, decode: Decode) -> VLAPolicy:
+        """The same policy, with the same weights, decoding in another way. ValueError for one it cannot do."""
+        return VLAPolicy(self._spec, self.backbone, self._own_head, self.state, self.action, decode)
+
+    def decoder(self) -> Decoder:
+        """What a session decodes with: (context, committed, noise, batch) -> actions float [B, T, A] in [-1, 1]."""
+        return self._new_decoder()
 
     @property
     def spec(self) -> PolicySpec:
@@ -94,10 +115,11 @@ class VLAPolicy:
 
 
 class VLASession:
-    """One episode: a stream of noise and nothing else."""
+    """One episode: a stream of noise, and a decoder whose buffers are its own."""
 
     def __init__(self, policy: VLAPolicy, seed: int):
         self._policy = policy
+        self._decode = policy.decoder()
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -108,7 +130,7 @@ class VLASession:
         observation = observations[-1]
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
         context = policy.backbone.encode(policy.batch([observation]))
-        unit = policy.head.decode(policy.backbone, context, policy.committed(committed), noise)
+        unit = self._decode(context, policy.committed(committed), noise, 1)
         rows = policy.actions(unit)[0]
         if committed is not None and len(committed):
             rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit

@@ -272,7 +272,7 @@ class PolicySpec:
     chunk. max_committed: most leading rows it accepts as given. statistics: id of its normalisation
     statistics, None when it has none. seen: hashes of the initial states it was trained on. executed: rows of
     a chunk that are meant to be played before the next is asked for; None: all. weights: a hash of what was
-    learned, None where nothing was.
+    learned, None where nothing was. decode: how it decodes, as plain values for a row.
     """
 
     name: str
@@ -287,6 +287,7 @@ class PolicySpec:
     seen: frozenset[str] = frozenset()
     executed: int | None = None
     weights: str | None = None
+    decode: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         offsets = self.observation_offsets

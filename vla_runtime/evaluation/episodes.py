@@ -89,7 +89,7 @@ class EpisodeRunner:
                 "replan": self._replan,
                 "rate_hz": round(1 / spec.period, 6),
             },
-            "decode": {},
+            "decode": dict(policy.decode),
         }
 
     def __call__(self, job: Job) -> Row:

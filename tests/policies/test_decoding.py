@@ -1,0 +1,131 @@
+"""How a policy decodes: what is asked for, what a checkpoint names, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from policies.calibration import record, schedule
+from policies.checkpoint import load_policy, save_policy
+from policies.decoding import PLAIN, Decode
+from vla_runtime import rollout
+from vla_runtime.compose import BadArguments, load
+
+TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
+
+
+@pytest.fixture
+def observations(dataset):
+    return [dataset[index][0] for index in (0, 7)]
+
+
+@pytest.fixture
+def folder(make_policy, tmp_path):
+    """A checkpoint with a head that denoises."""
+    save_policy(tmp_path / "diffusion", make_policy("diffusion", denoising=TWELVE), {"denoising": TWELVE}, {})
+    return tmp_path / "diffusion"
+
+
+def saved_schedule(folder, observations, updates=4):
+    path = folder / "schedule.json"
+    schedule(record(load_policy(folder), observations), "bac", updates, 2).save(path)
+    return path
+
+
+def chunk(policy, observation, seed=3):
+    return policy.begin(seed).predict([observation]).actions
+
+
+def test_plain_is_the_default_and_the_heads_own_bit_for_bit(folder, observations):
+    policy = load_policy(folder)
+    assert policy.spec.decode == {"mode": "plain", "sampler": "ddpm", "steps": 12}
+    session = policy.begin(3)
+    noise = policy.head.draw(1, session._generator)
+    context = policy.backbone.encode(policy.batch(observations[:1]))
+    wanted = policy.actions(policy.head.decode(policy.backbone, context, None, noise).detach())[0]
+    np.testing.assert_array_equal(chunk(policy, observations[0]), wanted)
+
+
+def test_exact_answers_as_plain(folder, observations):
+    exact = load_policy(folder, decode=Decode("exact"))
+    assert exact.spec.decode["mode"] == "exact"
+    np.testing.assert_allclose(chunk(exact, observations[0]), chunk(load_policy(folder), observations[0]), atol=1e-4)
+
+
+def test_sampler_and_steps_change_one_policy_and_not_the_other(folder, observations):
+    policy = load_policy(folder)
+    before = chunk(policy, observations[0])
+    other = policy.decoding(Decode("plain", sampler="ddim", steps=3))
+    assert other.spec.decode == {"mode": "plain", "sampler": "ddim", "steps": 3}
+    assert not np.array_equal(chunk(other, observations[0]), before)
+    np.testing.assert_array_equal(chunk(policy, observations[0]), before)
+    np.testing.assert_array_equal(chunk(other.decoding(PLAIN), observations[0]), before)
+
+
+def test_rounds_of_masked_diffusion_and_steps_of_flow(make_policy):
+    assert make_policy("discrete_diffusion").decoding(Decode("plain", steps=3)).spec.decode["rounds"] == 3
+    assert make_policy("flow").decoding(Decode("exact", steps=4)).spec.decode["steps"] == 4
+
+
+def test_a_checkpoint_names_how_it_is_decoded(folder, observations):
+    saved_schedule(folder, observations)
+    (folder / "decode.json").write_text(json.dumps({"mode": "bac", "schedule": "schedule.json"}))
+    policy = load_policy(folder)
+    assert policy.spec.decode["mode"] == "bac"
+    assert 0 < policy.spec.decode["hit_rate"] < 1
+    assert load_policy(folder, decode=PLAIN).spec.decode["mode"] == "plain"
+    (folder / "decode.json").write_text(json.dumps({"mode": "swift"}))
+    with pytest.raises(ValueError, match=r"decode\.json: expected how to decode"):
+        load_policy(folder)
+
+
+def test_sessions_side_by_side_do_not_share_what_they_keep(folder, observations):
+    saved_schedule(folder, observations)
+    policy = load_policy(folder, decode=Decode("bac"))
+    alone = [[session.predict([one]).actions for one in observations * 2] for session in map(policy.begin, (1, 2))]
+    first, second = policy.begin(1), policy.begin(2)
+    beside = [[first.predict([one]).actions, second.predict([one]).actions] for one in observations * 2]
+    for step, (one, other) in enumerate(beside):
+        np.testing.assert_array_equal(one, alone[0][step])
+        np.testing.assert_array_equal(other, alone[1][step])
+
+
+def test_caching_without_a_schedule_or_with_one_of_another_policy_is_refused(folder, observations):
+    with pytest.raises(ValueError, match="expected a caching schedule in"):
+        load_policy(folder, decode=Decode("bac"))
+    path = saved_schedule(folder, observations)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "weights": "another"}))
+    with pytest.raises(ValueError, match=r"weights: expected .*, got 'another'"):
+        load_policy(folder, decode=Decode("bac"))
+    with pytest.raises(ValueError, match="steps: expected 5, got 12"):
+        load_policy(folder, decode=Decode("bac", sampler="ddim", steps=5))
+
+
+@pytest.mark.parametrize(
+    ("head", "decode", "message"),
+    [
+        ("beast", Decode("bac", schedule="x"), "decode=bac: expected a diffusion or flow head, got beast"),
+        ("beast", Decode("plain", steps=2), "got beast, which takes one pass"),
+        ("flow", Decode("plain", sampler="ddim"), "expected a diffusion head, got flow"),
+        ("flow", Decode("plain", steps=0), "expected at least 1, got 0"),
+    ],
+)
+def test_what_a_head_cannot_do_is_refused(make_policy, head, decode, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(head).decoding(decode)
+
+
+def test_what_nobody_can_do_is_refused():
+    with pytest.raises(ValueError, match="expected one of auto, plain, exact, bac"):
+        Decode("swift")
+    with pytest.raises(ValueError, match="expected none with decode=plain"):
+        Decode("plain", schedule="x")
+
+
+def test_the_expert_decodes_nothing(tmp_path):
+    config = load("rollout", ["env=reach", "policy=expert", "decode=bac", "episodes=1", f"out={tmp_path / 'run'}"])
+    with pytest.raises(BadArguments, match="decode=bac: expected a learned policy, got policy=expert"):
+        rollout.rollout(config)
