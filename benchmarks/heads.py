@@ -54,7 +54,7 @@ def trained(arguments, head):
     line = command(
         "finetune", f"data={arguments.data}", "control=absolute", f"head={head}", *HEADS[head], f"{place}={folder}",
         f"init.folder={arguments.trunk}", "init.parts=backbone", "freeze_trunk=true", f"steps={arguments.steps}",
-        f"batch_size={arguments.batch_size}", "learning_rate=0.0005", "warmup=100", "ema=0.995",
+        f"batch_size={arguments.batch_size}", "precision=bf16", "learning_rate=0.0005", "warmup=100", "ema=0.995",
         "validate_every=250", "save_every=250",
     )  # fmt: skip
     # Of a run that was killed and went on, nobody knows.
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--trunk", required=True, type=Path, help="a checkpoint trained on the same data")
     parser.add_argument("--out", required=True, type=Path, help="where checkpoints and runs go")
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2000, help="updates a head")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--episodes", type=int, default=100, help="per task")
     parser.add_argument("--workers", type=int, default=2, help="of the evaluation; OMP_NUM_THREADS limits training")
