@@ -174,6 +174,13 @@ class ActionDecoder(nn.Module):
             ]
         return replace(context, past=tuple(new), hidden_BLD=hidden)
 
+    def costs(self, slots: int, memory: int) -> tuple[int, ...]:
+        """Multiplications of every block in one step over `slots` slots and `memory` kept context tokens."""
+        width = self.norm.normalized_shape[0]
+        attended = slots * width * width * 4 + 2 * slots * slots * width
+        crossed = slots * width * width * 2 + 2 * slots * memory * width
+        return (attended, crossed, slots * width * width * 8) * len(self.layers)
+
     def _layers(self) -> list[Layer]:
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 

@@ -122,6 +122,10 @@ class Nano(nn.Module):
         """The residual branches of the decoder, in the order in which they run."""
         return self.decoder.blocks()
 
+    def costs(self, slots: int, memory: int) -> tuple[int, ...]:
+        """Multiplications of every block in one step over `slots` slots and `memory` kept context tokens."""
+        return self.decoder.costs(slots, memory)
+
     def cached_step(
         self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None, cond_BD: Tensor | None, cache: FeatureCache
     ) -> Tensor:

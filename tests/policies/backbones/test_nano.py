@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from policies.backbones.decoder import Attention
 from policies.backbones.nano import Nano, NanoConfig
@@ -112,3 +114,13 @@ def test_attention_trained_in_half_precision_on_a_cpu_is_attention():
         assert found.dtype == torch.bfloat16
         assert found.requires_grad
         torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.02)
+
+
+def test_costs_are_the_multiplications_that_run(nano):
+    """Counted by torch's own counter, which knows matrix products and attention."""
+    decoder, slots, memory = nano.decoder, 7, 9
+    tokens = torch.randn(1, memory, decoder.norm.normalized_shape[0])
+    context = decoder.remember(tokens)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        decoder.step(context, torch.randn(1, slots, tokens.shape[2]))
+    assert 2 * sum(decoder.costs(slots, memory)) == counter.get_total_flops()
