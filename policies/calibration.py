@@ -8,7 +8,7 @@ errors are averaged over observations. From them come the schedules of block-wis
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.decoding import PLAIN, Decode
 from policies.heads.diffusion import Diffusion, Flow
 from policies.vla import VLAPolicy
+from vla_runtime.control.clock import Clock
 from vla_runtime.decoding.bac import (
     Array,
     Block,
@@ -32,7 +34,7 @@ from vla_runtime.decoding.bac import (
     with_last_step,
 )
 from vla_runtime.decoding.feature_cache import CachedSteps
-from vla_runtime.types import Observation
+from vla_runtime.types import ActionChunk, Observation
 
 METHODS = ("bac", "adjacent", "blockwise", "unified", "uniform")
 
@@ -141,3 +143,52 @@ def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, f
         found, recording.steps, recording.sampler, recording.weights, method, updates, bubble,
         recording.metric, recording.calibration,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgement:
+    """A way to decode, on observations it was not made from; arrays are one number an observation.
+
+    deviation: mean absolute difference of the rows to those of the plain decode with the same noise, in [-1, 1];
+    expert_error: to the recorded chunk; seconds: of each decode, the encoding of the observation not among them.
+    """
+
+    deviation: Array
+    expert_error: Array
+    seconds: Array
+
+
+@torch.no_grad()
+def judge(
+    policy: VLAPolicy,
+    ways: Mapping[str, Decode],
+    pairs: Sequence[tuple[Observation, ActionChunk]],
+    clock: Clock,
+    seed: int = 1,
+) -> dict[str, Judgement]:
+    """Every way to decode on every pair of observation and recorded chunk, in turn, so that noise hits all alike.
+
+    The plain decode is made, too, as what deviations are from. ValueError for no pairs.
+    """
+    if not pairs:
+        raise ValueError("calibrate: expected recorded chunks to judge on, got none")
+    policies = {name: policy.decoding(decode) for name, decode in {"": PLAIN, **ways}.items()}
+    decoders = {name: one.decoder() for name, one in policies.items()}
+    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+    for index, (observation, chunk) in enumerate(pairs):
+        context = policy.backbone.encode(policy.batch([observation]))  # type: ignore[operator]
+        wanted = torch.from_numpy(policy.action.forward(chunk.actions))
+        plain = None
+        for name, decoder in decoders.items():
+            head: Any = policies[name].head
+            drawn = head.draw(1, torch.Generator().manual_seed(seed + index))
+            noise = {key: value.to(policy.device) for key, value in drawn.items()}
+            began = clock.now()
+            rows = decoder(context, None, noise, 1)[0].cpu()
+            seconds = clock.now() - began
+            if plain is None:
+                plain = rows
+            else:
+                error = float((rows - wanted).abs().mean())
+                figures[name].append((float((rows - plain).abs().mean()), error, seconds))
+    return {name: Judgement(*np.array(rows).T) for name, rows in figures.items()}
