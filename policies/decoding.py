@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from policies.batch import Committed
@@ -20,11 +22,13 @@ from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
 from vla_runtime.decoding.bac import Schedule
+from vla_runtime.transforms import Normalise
+from vla_runtime.types import ActionSpec
 
 MODES = ("auto", "plain", "exact", "bac")
 # What a checkpoint folder may hold beside its weights: how it wants to be decoded.
 NAMED = "decode.json"
-Decoder = Callable[[Any, Committed | None, dict[str, Tensor], int], Tensor]
+Decoder = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +36,27 @@ class Decode:
     """What is asked for. mode: auto is what the checkpoint names, else plain; schedule: a file, for bac.
 
     sampler (ddpm, ddim, dpm) and steps (of denoising or flow; rounds of masked diffusion): None for the
-    checkpoint's own. ValueError for a mode that is not known and a schedule where none is used.
+    checkpoint's own. warm_start: None, or the share of the steps that is taken, from the chunk before on, shifted
+    in time and noised again; an episode's first chunk begins with noise. ValueError for a mode that is not known, a
+    schedule where none is used, and a warm start with decode=plain or outside (0, 1].
     """
 
     mode: str = "auto"
     schedule: str | None = None
     sampler: str | None = None
     steps: int | None = None
+    warm_start: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"decode: expected one of {', '.join(MODES)}, got {self.mode!r}")
         if self.schedule is not None and self.mode in ("plain", "exact"):
             raise ValueError(f"decode.schedule: expected none with decode={self.mode}, got {self.schedule}")
+        if self.warm_start is not None and (self.mode == "plain" or not 0 < self.warm_start <= 1):
+            raise ValueError(
+                "decode.warm_start: expected a share in (0, 1], with decode=exact or bac, "
+                f"got {self.warm_start} with decode={self.mode}"
+            )
 
     def named(self, folder: Path) -> Decode:
         """This, or what the checkpoint in `folder` names where this is auto; `schedule` is then a path there."""
@@ -123,6 +135,8 @@ def decoder_for(
             "method": schedule.method, "updates": schedule.updates, "bubble": schedule.bubble,
             "hit_rate": round(1 - schedule.evaluations() / full, 4),
         }  # fmt: skip
+    if decode.warm_start is not None:
+        facts["warm_start"] = decode.warm_start
     return lambda: PreparedDecoder(head, backbone, schedule), facts
 
 
@@ -142,3 +156,40 @@ def _plain(head: Any, backbone: Any) -> Decoder:
         return actions
 
     return decode
+
+
+class WarmStart:
+    """The chunk before as a guess of the next: shifted by the time that has passed, its end held.
+
+    share: of `steps` that are then taken. neutral_A: the row that moves nothing, in [-1, 1]; NaN where the last row
+    is held, which is what absolute goals and grippers do.
+    """
+
+    def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor):
+        self.first = steps - max(1, round(share * steps))
+        self._period, self._neutral = period, neutral_A
+        self._last: tuple[Tensor, float, str] | None = None
+
+    def guess(self, time: float, instruction: str) -> Tensor | None:
+        """Rows float [1, T, A] for a chunk from `time` on; None where the chunk before says nothing of it."""
+        if self._last is None or self._last[2] != instruction:
+            return None
+        rows, before, _ = self._last
+        passed = round((time - before) / self._period)
+        if not 0 <= passed < rows.shape[1]:
+            return None
+        end = torch.where(self._neutral.isnan(), rows[:, -1], self._neutral)
+        return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
+
+    def keep(self, rows_1TA: Tensor, time: float, instruction: str) -> None:
+        """Remember a chunk that answers an observation of `time`."""
+        self._last = rows_1TA, time, instruction
+
+
+def neutral_row(action: ActionSpec, normalise: Normalise) -> Tensor:
+    """What `WarmStart` holds: zero motion for groups of kind delta and velocity, NaN for the others; float [A]."""
+    row = torch.from_numpy(normalise.forward(np.zeros(action.size, np.float32))).clone()
+    for group in action.groups:
+        if group.kind not in ("delta", "velocity"):
+            row[action.slices[group.name]] = torch.nan
+    return row

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.decoding import PLAIN, Decode, Decoder, decoder_for, with_steps
+from policies.decoding import PLAIN, Decode, Decoder, WarmStart, decoder_for, neutral_row, with_steps
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 
@@ -41,6 +41,7 @@ class VLAPolicy:
             raise SpecMismatch(f"observation_offsets: expected (0,), got {spec.observation_offsets}")
         self._own_head = head.eval()
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
+        self._warm_start = decode.warm_start
         self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
         self._spec = replace(spec, decode={"mode": decode.mode, **facts})
         self.state, self.action = state, action
@@ -64,6 +65,13 @@ class VLAPolicy:
     def decoder(self) -> Decoder:
         """What a session decodes with: (context, committed, noise, batch) -> actions float [B, T, A] in [-1, 1]."""
         return self._new_decoder()
+
+    def warm_start(self) -> WarmStart | None:
+        """What a session begins its chunks with, or None for noise."""
+        if self._warm_start is None:
+            return None
+        neutral = neutral_row(self._spec.action, self.action).to(self.device)
+        return WarmStart(self._warm_start, self._spec.decode["steps"], self._spec.period, neutral)
 
     @property
     def spec(self) -> PolicySpec:
@@ -115,11 +123,12 @@ class VLAPolicy:
 
 
 class VLASession:
-    """One episode: a stream of noise, and a decoder whose buffers are its own."""
+    """One episode: a stream of noise, a decoder whose buffers are its own, and the chunk before for a warm start."""
 
     def __init__(self, policy: VLAPolicy, seed: int):
         self._policy = policy
         self._decode = policy.decoder()
+        self._warm = policy.warm_start()
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
@@ -130,7 +139,14 @@ class VLASession:
         observation = observations[-1]
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
         context = policy.backbone.encode(policy.batch([observation]))
-        unit = self._decode(context, policy.committed(committed), noise, 1)
+        given = policy.committed(committed)
+        if self._warm is None:
+            unit = self._decode(context, given, noise, 1)
+        else:
+            guess = self._warm.guess(observation.time, observation.instruction)
+            first = 0 if guess is None else self._warm.first
+            unit = self._decode(context, given, noise, 1, guess, first)
+            self._warm.keep(unit, observation.time, observation.instruction)
         rows = policy.actions(unit)[0]
         if committed is not None and len(committed):
             rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit

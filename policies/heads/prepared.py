@@ -47,21 +47,36 @@ class PreparedDecoder:
             self._timed = backbone.timed(cond)
         self._slots: Tensor | None = None
 
+    @property
+    def steps(self) -> int:
+        """K: denoising or flow steps of a decode that begins with noise."""
+        return self._steps
+
     @torch.no_grad()
-    def __call__(self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1) -> Tensor:
-        """A chunk float [B, T, A] in [-1, 1]."""
-        self._begin(context, committed, batch)
+    def __call__(
+        self,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        warm: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """A chunk float [B, T, A] in [-1, 1]. warm: a guess of it, to begin with at step `first` instead of noise."""
+        self._begin(context, committed, batch, first)
         if self._table is not None:
-            sample = denoise_exact(self._predict, noise, self._table)
+            sample = denoise_exact(self._predict, noise, self._table, warm, first)
         else:
             sample = noise["start"]
-            for k in range(self._steps):
+            if warm is not None:
+                sample = warm * (first / self._steps) + sample * (1 - first / self._steps)
+            for k in range(first, self._steps):
                 sample = torch.add(sample, self._predict(sample, k), alpha=1 / self._steps)
         return keep_committed(sample.clamp(-1, 1), committed)
 
-    def _begin(self, context: Any, committed: Committed | None, batch: int) -> None:
+    def _begin(self, context: Any, committed: Committed | None, batch: int, first: int) -> None:
         if self._cached is not None:
-            self._cached.begin()
+            self._cached.begin(first)
         self._timed.begin(context)
         prefix = self._network.prefix(committed, batch)
         rows = self._network.rows

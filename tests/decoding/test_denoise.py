@@ -96,3 +96,28 @@ def test_flow_follows_a_straight_line_in_one_step():
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
     for steps in (1, 7):
         assert (flow(lambda sample, time: target() - start, start, steps) - target()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 100), ("ddim", 20), ("dpm", 10)])
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_a_warm_start_is_noised_as_its_first_step_expects(sampler, steps, share):
+    """With a network that knows the answer, a guess that is the answer stays it, and a wrong one is led there."""
+    denoising = Denoising(sampler, steps, 100)
+    table, alphas = step_table(denoising), noise_schedule(denoising).alphas_cumprod
+    noise = draw_noise(SHAPE, denoising, torch.Generator().manual_seed(7))
+    asked = []
+
+    def predict(sample, k):
+        asked.append(k)
+        kept = alphas[table.timesteps[k]]
+        if len(asked) == 1:
+            wanted = guess * kept.sqrt() + noise["start"] * (1 - kept).sqrt()
+            torch.testing.assert_close(sample, wanted, atol=1e-5, rtol=0)
+        return (sample - kept.sqrt() * target()) / (1 - kept).sqrt()
+
+    first = round(steps * (1 - share))
+    for guess in (target(), target() + 0.1):
+        asked.clear()
+        found = denoise_exact(predict, noise, table, guess, first)
+        assert asked == list(range(first, steps))
+        assert (found - target()).abs().max() < 2e-3

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.decoding import PLAIN, Decode
+from policies.decoding import PLAIN, Decode, WarmStart, neutral_row
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
 
@@ -129,3 +131,54 @@ def test_the_expert_decodes_nothing(tmp_path):
     config = load("rollout", ["env=reach", "policy=expert", "decode=bac", "episodes=1", f"out={tmp_path / 'run'}"])
     with pytest.raises(BadArguments, match="decode=bac: expected a learned policy, got policy=expert"):
         rollout.rollout(config)
+
+
+def later(observation, seconds, **changes):
+    return replace(observation, time=observation.time + seconds, **changes)
+
+
+def test_a_warm_start_begins_with_noise_where_the_chunk_before_says_nothing(folder, observations):
+    exact, warm = (load_policy(folder, decode=Decode("exact", warm_start=share)) for share in (None, 0.25))
+    assert warm.spec.decode["warm_start"] == 0.25
+    one, period = observations[0], exact.spec.period
+    gap, other = later(one, 8 * period), later(one, period, instruction="another")
+    for second, equal in ((later(one, 2 * period), False), (gap, True), (other, True)):
+        chunks = []
+        for policy in (exact, warm):
+            session = policy.begin(5)
+            chunks.append((session.predict([one]).actions, session.predict([second]).actions))
+        np.testing.assert_array_equal(chunks[0][0], chunks[1][0])
+        assert np.array_equal(chunks[0][1], chunks[1][1]) == equal
+
+
+def test_a_guess_is_the_rest_of_the_chunk_before_and_its_end_held():
+    # An absolute goal that moves evenly, an increment that is even, and a gripper.
+    rows = torch.stack([torch.arange(6.0) / 10, torch.full((6,), 0.3), torch.tensor([-1.0, -1, 1, 1, 1, 1])], -1)[None]
+    warm = WarmStart(0.5, 10, 0.05, torch.tensor([torch.nan, -0.2, torch.nan]))
+    assert warm.first == 5
+    assert warm.guess(0.0, "go") is None
+    warm.keep(rows, 1.0, "go")
+    guess = warm.guess(1.1, "go")
+    assert torch.equal(guess[:, :4], rows[:, 2:])
+    torch.testing.assert_close(guess[0, 4:], torch.tensor([[0.5, -0.2, 1.0]] * 2))
+    assert torch.equal(warm.guess(1.0, "go"), rows)
+    assert warm.guess(1.3, "go") is None
+    assert warm.guess(0.9, "go") is None
+
+
+def test_only_increments_have_a_row_that_moves_nothing(make_policy):
+    policy = make_policy("regression")
+    neutral = neutral_row(policy.spec.action, policy.action)
+    for group in policy.spec.action.groups:
+        part = neutral[policy.spec.action.slices[group.name]]
+        assert bool(part.isnan().all()) == (group.kind not in ("delta", "velocity"))
+    moved = policy.actions(torch.nan_to_num(neutral)[None, None])[0, 0]
+    for group in policy.spec.action.groups:
+        if group.kind in ("delta", "velocity"):
+            np.testing.assert_allclose(moved[policy.spec.action.slices[group.name]], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("decode", [("plain", 0.5), ("exact", 0.0), ("bac", 1.5)])
+def test_a_warm_start_that_cannot_be_is_refused(decode):
+    with pytest.raises(ValueError, match=r"decode\.warm_start: expected a share in \(0, 1\]"):
+        Decode(decode[0], warm_start=decode[1])

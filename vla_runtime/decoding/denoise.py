@@ -20,7 +20,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm")
 Predict = Callable[[Tensor, Tensor], Tensor]
 PredictStep = Callable[[Tensor, int], Tensor]
 Step = tuple[Tensor, Tensor]
-Row = tuple[float, float, float, float, float, float, float]
+Row = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,8 @@ class StepTable:
 
     At step k the clean sample is guessed as sample_in[k] * sample + answer_in[k] * answer, cut to [-1, 1] if `clip`;
     the next sample is kept[k] * sample + clean[k] * guess + before[k] * (the guess of step k - 1) +
-    answer[k] * answer + noise[k] * noise. timesteps: what the network is asked with.
+    answer[k] * answer + noise[k] * noise. timesteps: what the network is asked with. signal, level: how much of a
+    clean sample and of noise there is in what step k is given.
     """
 
     timesteps: tuple[int, ...]
@@ -111,15 +112,18 @@ class StepTable:
     before: tuple[float, ...]
     answer: tuple[float, ...]
     noise: tuple[float, ...]
+    signal: tuple[float, ...]
+    level: tuple[float, ...]
 
     def step(self, k: int, sample: Tensor, answer: Tensor, last: Tensor | None, noise: Tensor | None) -> Step:
         """The next sample, and the guess of the clean one."""
         guess = torch.add(sample * self.sample_in[k], answer, alpha=self.answer_in[k])
         if self.clip:
             guess = guess.clamp(-1, 1)
-        found = torch.add(sample * self.kept[k], guess, alpha=self.clean[k])
-        if self.before[k]:
-            assert last is not None
+        # Without a guess before it a multistep update is one of first order: both shares go to this guess.
+        clean = self.clean[k] if last is not None else self.clean[k] + self.before[k]
+        found = torch.add(sample * self.kept[k], guess, alpha=clean)
+        if self.before[k] and last is not None:
             found = torch.add(found, last, alpha=self.before[k])
         if self.answer[k]:
             found = torch.add(found, answer, alpha=self.answer[k])
@@ -140,10 +144,17 @@ def step_table(denoising: Denoising) -> StepTable:
     return StepTable(tuple(steps), denoising.sampler != "dpm", *columns)
 
 
-def denoise_exact(predict: PredictStep, noise: dict[str, Tensor], table: StepTable) -> Tensor:
-    """As `denoise`, with the table. predict(sample, k) answers the noise in the sample at the k-th step."""
+def denoise_exact(
+    predict: PredictStep, noise: dict[str, Tensor], table: StepTable, warm: Tensor | None = None, first: int = 0
+) -> Tensor:
+    """As `denoise`, with the table. predict(sample, k) answers the noise in the sample at the k-th step.
+
+    warm: a guess of the clean sample to begin with instead of noise alone, noised as step `first` expects it.
+    """
     sample, last = noise["start"], None
-    for k in range(len(table.timesteps)):
+    if warm is not None:
+        sample = warm * table.signal[first] + noise["start"] * table.level[first]
+    for k in range(first, len(table.timesteps)):
         drawn = noise["steps"][k] if "steps" in noise else None
         sample, last = table.step(k, sample, predict(sample, k), last, drawn)
     return sample
@@ -151,23 +162,23 @@ def denoise_exact(predict: PredictStep, noise: dict[str, Tensor], table: StepTab
 
 def _ddpm_rows(schedule: Any, steps: list[int]) -> list[Row]:
     kept = [float(one) for one in schedule.alphas_cumprod.double()]
-    rows = []
+    rows: list[Row] = []
     for t in steps:
         now, before = kept[t], kept[t - 1] if t else 1.0
         step = now / before
         noise = math.sqrt(max((1 - before) / (1 - now) * (1 - step), 1e-20)) if t else 0.0
         clean, sample = math.sqrt(before) * (1 - step) / (1 - now), math.sqrt(step) * (1 - before) / (1 - now)
-        rows.append((*_guess(now), sample, clean, 0.0, 0.0, noise))
+        rows.append((*_guess(now), sample, clean, 0.0, 0.0, noise, *_mixed(now)))
     return rows
 
 
 def _ddim_rows(schedule: Any, steps: list[int]) -> list[Row]:
     kept = [float(one) for one in schedule.alphas_cumprod.double()]
     stride = schedule.config.num_train_timesteps // len(steps)
-    rows = []
+    rows: list[Row] = []
     for t in steps:
         before = kept[t - stride] if t >= stride else 1.0
-        rows.append((*_guess(kept[t]), 0.0, math.sqrt(before), 0.0, math.sqrt(1 - before), 0.0))
+        rows.append((*_guess(kept[t]), 0.0, math.sqrt(before), 0.0, math.sqrt(1 - before), 0.0, *_mixed(kept[t])))
     return rows
 
 
@@ -184,8 +195,13 @@ def _dpm_rows(schedule: Any, steps: list[int]) -> list[Row]:
         if 0 < k < len(steps) - 1:
             ratio = (logs[k] - logs[k - 1]) / (logs[k + 1] - logs[k])
             clean, before = grown * (1 + 0.5 / ratio), -grown * 0.5 / ratio
-        rows.append((1 / alphas[k], -levels[k], kept, clean, before, 0.0, 0.0))
+        mixed = alphas[k], levels[k] * alphas[k]
+        rows.append((1 / alphas[k], -levels[k], kept, clean, before, 0.0, 0.0, *mixed))
     return rows
+
+
+def _mixed(kept: float) -> tuple[float, float]:
+    return math.sqrt(kept), math.sqrt(1 - kept)
 
 
 def _guess(kept: float) -> tuple[float, float]:

@@ -34,6 +34,7 @@ class FeatureCache:
         self.evaluations = 0
         self._kept: list[Tensor | None] = [None] * branches
         self._sum: Tensor | None = None
+        self._first = 0
         self._step = -1
         self._summed = False
 
@@ -42,9 +43,9 @@ class FeatureCache:
         """How many steps the plan has."""
         return len(self._plan)
 
-    def reset(self) -> None:
-        """Begin again with the plan's first step; nothing that was kept is used after it."""
-        self._step, self._summed = -1, False
+    def reset(self, first: int = 0) -> None:
+        """Begin again with step `first`, which computes everything; nothing that was kept is used after it."""
+        self._first, self._step, self._summed = first, first - 1, False
 
     def advance(self) -> None:
         """Go on to the next step."""
@@ -55,12 +56,12 @@ class FeatureCache:
     @property
     def idle(self) -> bool:
         """Whether this step computes no branch."""
-        return not self._plan[self._step]
+        return self._step != self._first and not self._plan[self._step]
 
     def branch(self, index: int, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a branch at this step: computed and kept, or as it was kept."""
         kept = self._kept[index]
-        if index not in self._plan[self._step]:
+        if self._step != self._first and index not in self._plan[self._step]:
             assert kept is not None
             return kept
         output = compute()
@@ -98,9 +99,9 @@ class CachedSteps:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
 
-    def begin(self) -> None:
-        """Forget the decode before."""
-        self.cache.reset()
+    def begin(self, first: int = 0) -> None:
+        """Forget the decode before; the next step is step `first` of the plan."""
+        self.cache.reset(first)
 
     def step(
         self, context: Any, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None

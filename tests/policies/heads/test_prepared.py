@@ -114,3 +114,34 @@ def test_a_schedule_for_another_decoder_is_refused():
         PreparedDecoder(head, backbone, schedule(10, 4))
     with pytest.raises(ValueError, match="got 9 and 20"):
         PreparedDecoder(head, backbone, schedule(20, 4, blocks=dict.fromkeys(blocks_of(3), (0,))))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpm", "flow"])
+def test_a_warm_start_takes_fewer_steps_and_stays_near_its_guess(name):
+    backbone, head = parts(name)
+    decoder = PreparedDecoder(head, backbone)
+    context, drawn = observation(backbone), noise(head)
+    cold = decoder(context, None, drawn)
+    distances = []
+    for share in (0.1, 0.9):
+        first = decoder.steps - max(1, round(share * decoder.steps))
+        calls = []
+        hook = backbone.decoder.norm.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        warm = decoder(context, None, drawn, warm=cold, first=first)
+        hook.remove()
+        assert len(calls) == decoder.steps - first
+        distances.append(float((warm - cold).abs().mean()))
+    assert distances[0] < distances[1]
+
+
+def test_a_warm_start_composes_with_a_schedule():
+    backbone, head = parts("ddpm")
+    plan = schedule(STEPS, 4)  # 0, 5, 10, 15
+    decoder = PreparedDecoder(head, backbone, plan)
+    context, drawn = observation(backbone), noise(head)
+    cold = decoder(context, None, drawn)
+    before = decoder.cache.evaluations
+    decoder(context, None, drawn, warm=cold, first=8)
+    # Step 8 computes everything, though the schedule does not, and after it steps 10 and 15.
+    assert decoder.cache.evaluations - before == 3 * DEPTH * 3
+    assert torch.equal(decoder(context, None, drawn), cold)
