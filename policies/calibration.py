@@ -20,6 +20,8 @@ from policies.decoding import PLAIN, Decode
 from policies.heads.diffusion import Diffusion, Flow
 from policies.vla import VLAPolicy
 from vla_runtime.control.clock import Clock
+from vla_runtime.data.joined import Joined
+from vla_runtime.data.reader import Dataset
 from vla_runtime.decoding.bac import (
     Array,
     Block,
@@ -146,6 +148,15 @@ def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, f
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """An observation, the recorded chunk that answers it, and, for warm starts, an observation of before."""
+
+    observation: Observation
+    chunk: ActionChunk
+    before: Observation | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
     """A way to decode, on observations it was not made from; arrays are one number an observation.
 
@@ -158,37 +169,74 @@ class Judgement:
     seconds: Array
 
 
+def frames(dataset: Dataset | Joined, count: int, apart: int, seed: int = 0) -> list[Frame]:
+    """`count` samples drawn from a data set, each with the one `apart` rows before it, where there is one.
+
+    ValueError for a set without that many samples.
+    """
+    usable = [index for index in range(len(dataset)) if dataset.foreseeable(index)]
+    if len(usable) < count:
+        raise ValueError(f"calibrate: expected a data set with {count} usable samples, got {len(usable)}; record more")
+    chosen = np.random.default_rng(seed).permutation(usable)[:count]
+    places = {(dataset.episode_of(index), round(_time(dataset, index) / dataset.period)): index for index in usable}
+    found = []
+    for index in sorted(chosen.tolist()):
+        row = round(_time(dataset, index) / dataset.period)
+        before = places.get((dataset.episode_of(index), row - apart))
+        observation, chunk = dataset[index]
+        found.append(Frame(observation, chunk, None if before is None else dataset[before][0]))
+    return found
+
+
+def _time(dataset: Dataset | Joined, index: int) -> float:
+    return dataset.answer(index).observed
+
+
 @torch.no_grad()
 def judge(
-    policy: VLAPolicy,
-    ways: Mapping[str, Decode],
-    pairs: Sequence[tuple[Observation, ActionChunk]],
-    clock: Clock,
-    seed: int = 1,
+    policy: VLAPolicy, ways: Mapping[str, Decode], frames: Sequence[Frame], clock: Clock, seed: int = 1
 ) -> dict[str, Judgement]:
-    """Every way to decode on every pair of observation and recorded chunk, in turn, so that noise hits all alike.
+    """Every way to decode on every frame, in turn, so that whatever else the machine does hits all alike.
 
-    The plain decode is made, too, as what deviations are from. ValueError for no pairs.
+    "plain" is always among them, since deviations are from it. Warm starts begin with the plain chunk of the
+    observation before. ValueError for no frames, and for a warm start where a frame has no observation before it.
     """
-    if not pairs:
+    if not frames:
         raise ValueError("calibrate: expected recorded chunks to judge on, got none")
-    policies = {name: policy.decoding(decode) for name, decode in {"": PLAIN, **ways}.items()}
+    policies = {name: policy.decoding(decode) for name, decode in {"plain": PLAIN, **ways}.items()}
     decoders = {name: one.decoder() for name, one in policies.items()}
-    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
-    for index, (observation, chunk) in enumerate(pairs):
-        context = policy.backbone.encode(policy.batch([observation]))  # type: ignore[operator]
-        wanted = torch.from_numpy(policy.action.forward(chunk.actions))
-        plain = None
+    warm = {name: found for name, one in policies.items() if (found := one.warm_start()) is not None}
+    if warm and any(frame.before is None for frame in frames):
+        raise ValueError("calibrate: expected an observation before every frame for a warm start, got one without")
+    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in policies}
+    backbone: Any = policy.backbone
+    for index, frame in enumerate(frames):
+        wanted = torch.from_numpy(policy.action.forward(frame.chunk.actions))
+        now = frame.observation
+        if warm and frame.before is not None:
+            earlier = backbone.encode(policy.batch([frame.before]))
+            rows = decoders["plain"](earlier, None, _noise(policies["plain"], seed + len(frames) + index), 1)
+            for one in warm.values():
+                one.keep(rows, frame.before.time, frame.before.instruction)
+        context = backbone.encode(policy.batch([now]))
+        plain = wanted
         for name, decoder in decoders.items():
-            head: Any = policies[name].head
-            drawn = head.draw(1, torch.Generator().manual_seed(seed + index))
-            noise = {key: value.to(policy.device) for key, value in drawn.items()}
+            noise = _noise(policies[name], seed + index)
             began = clock.now()
-            rows = decoder(context, None, noise, 1)[0].cpu()
-            seconds = clock.now() - began
-            if plain is None:
-                plain = rows
+            if name in warm:
+                rows = decoder(context, None, noise, 1, warm[name].guess(now.time, now.instruction), warm[name].first)
             else:
-                error = float((rows - wanted).abs().mean())
-                figures[name].append((float((rows - plain).abs().mean()), error, seconds))
+                rows = decoder(context, None, noise, 1)
+            seconds = clock.now() - began
+            chunk = rows[0].cpu()
+            if name == "plain":
+                plain = chunk
+            error = float((chunk - wanted).abs().mean())
+            figures[name].append((float((chunk - plain).abs().mean()), error, seconds))
     return {name: Judgement(*np.array(rows).T) for name, rows in figures.items()}
+
+
+def _noise(policy: VLAPolicy, seed: int) -> dict[str, Tensor]:
+    head: Any = policy.head
+    drawn = head.draw(1, torch.Generator().manual_seed(seed))
+    return {key: value.to(policy.device) for key, value in drawn.items()}

@@ -21,44 +21,13 @@ import numpy as np
 from vla_runtime.disk import write_text
 from vla_runtime.evaluation.charts import histogram, interval_bar
 from vla_runtime.evaluation.folder import read_rows
+from vla_runtime.evaluation.page import document, number, section, table
 from vla_runtime.evaluation.statistics import wilson_interval
 
 Row = Mapping[str, Any]
 
 # Strips above this number are loaded from videos/ instead of being inside the page: some 10 MB of HTML.
 _EMBEDDED = 200
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #fafafa; --card: #fff; --line: #e2e2e5; --text: #1d1d20; --soft: #6b6b73;
-  --good: #2f7d4f; --bad: #b3372f; --warn: #9a6700; --fill: #5b7fb5; --pale: #c5d3e8; }
-@media (prefers-color-scheme: dark) { :root { --page: #161618; --card: #1e1e21; --line: #34343a; --text: #e6e6ea;
-  --soft: #9a9aa4; --good: #6cc48f; --bad: #ef8079; --warn: #e0b04c; --fill: #7f9fd0; --pale: #3d4d68; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1080px; padding: 28px 24px 60px; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 22px; margin: 0; } h2 { font-size: 16px; margin: 34px 0 10px; }
-.soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
-.warn { border-left: 4px solid var(--warn); margin-top: 16px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
-.tile b { display: block; font-size: 26px; line-height: 1.25; font-weight: 600; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 12px; }
-.charts svg { width: 100%; max-width: 520px; height: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 500; color: var(--soft); font-size: 13px; }
-th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
-tr:last-child td { border-bottom: 0; } td.num, th.num { text-align: right; white-space: nowrap; }
-pre { margin: 8px 0 0; white-space: pre-wrap; overflow-wrap: anywhere;
-  font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; }
-summary { cursor: pointer; } details + details { margin-top: 10px; } .whole { white-space: nowrap; }
-figure { margin: 0 0 16px; } figcaption { margin-bottom: 8px; }
-figure img { display: block; width: 100%; border-radius: 6px; }
-video { width: 100%; max-width: 640px; margin-top: 8px; }
-svg text { fill: var(--soft); font-size: 12px; } svg .track { fill: var(--line); } svg .interval { fill: var(--pale); }
-svg .mark, svg .bar { fill: var(--fill); } svg .axis { stroke: var(--soft); stroke-width: 1; opacity: .4; }
-"""
-
 
 def write_report(folder: str | Path) -> Path:
     """Write report.html of the run in `folder` and return its path; an older one is replaced at once.
@@ -87,28 +56,22 @@ def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder:
         parts += [_tasks(rows), _charts(rows, summary), _errors(rows), _premises(rows), _strips(rows, folder)]
         parts += [_episodes(rows), _facts(rows), _versions(rows)]
     parts.append(
-        _section("Configuration", f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>")
+        section("Configuration", f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>")
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _head(title: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     episodes, successes = int(summary["episodes"]), int(summary["successes"])
     low, high = wilson_interval(successes, episodes) if episodes else (0.0, 1.0)
     latency, control = summary.get("latency_ms") or {}, summary.get("control") or {}
-    p50, p95, p99 = (_number(latency.get(name)) for name in ("p50", "p95", "p99"))
+    p50, p95, p99 = (number(latency.get(name)) for name in ("p50", "p95", "p99"))
     tiles = [
         (f"{successes / episodes:.1%}" if episodes else "-", f"success, 95 % {low:.1%} to {high:.1%}"),
         (f"{successes} / {episodes}", "episodes succeeded"),
         (str(summary["errors"]), "errors, counted as failures"),
         (f"{p50} ms", f"latency p50; p95 {p95}, p99 {p99}"),
-        (f"{_number(control.get('rate_hz'))} Hz", f"control rate, {control.get('overruns', 0)} overruns"),
+        (f"{number(control.get('rate_hz'))} Hz", f"control rate, {control.get('overruns', 0)} overruns"),
     ]
     cards = "".join(
         f'<div class="card tile"><b>{escape(value)}</b><span class="soft">{escape(label)}</span></div>'
@@ -184,7 +147,7 @@ def _tasks(rows: Sequence[Row]) -> str:
             )
         )
     heads = ("#task", "", "#successes", "#rate", "95 % Wilson interval, 0 to 1", "", "#progress", "failures")
-    return _section("Success per task", _table(lines, heads))
+    return section("Success per task", table(lines, heads))
 
 
 def _charts(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
@@ -192,7 +155,7 @@ def _charts(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     steps = [float(row["steps"]) for row in rows if row["success"]]
     cards = []
     if latencies:
-        p50, p95, p99, most = (_number(x) for x in np.percentile(latencies, (50, 95, 99, 100)))
+        p50, p95, p99, most = (number(x) for x in np.percentile(latencies, (50, 95, 99, 100)))
         told = f"{len(latencies)} plans; p50 {p50}, p95 {p95}, p99 {p99}, largest {most} ms"
         cards.append(("Planning latency", told, histogram(latencies, "ms per plan")))
     if steps:
@@ -214,13 +177,13 @@ def _errors(rows: Sequence[Row]) -> str:
         f"<pre>{escape(str(row['error']))}</pre></details>"
         for i, row in enumerate(failed)
     ]
-    return _section(f"Errors ({len(failed)})", "".join(lines)) if failed else ""
+    return section(f"Errors ({len(failed)})", "".join(lines)) if failed else ""
 
 
 def _premises(rows: Sequence[Row]) -> str:
     broken = _broken(rows)
     lines = [(_episode(row), escape(_facts_but_state(row))) for row in broken]
-    return _section(f"Broken premises ({len(broken)})", _table(lines)) if broken else ""
+    return section(f"Broken premises ({len(broken)})", table(lines)) if broken else ""
 
 
 def _strips(rows: Sequence[Row], folder: Path) -> str:
@@ -252,15 +215,15 @@ def _episodes(rows: Sequence[Row]) -> str:
             _result(row),
             str(row["steps"]),
             str(row["plans"]),
-            _number(row.get("progress")),
+            number(row.get("progress")),
             escape(_plain(row["loop"].get("latency"))),
-            _number(row["timing"].get("wall_s")),
+            number(row["timing"].get("wall_s")),
             escape(_plain(row["initial_state"])[:12]),
         )
         for row in rows
     ]
     heads = ("#task", "#episode", "result", "#steps", "#plans", "#progress", "#latency s", "#wall s", "initial state")
-    return _section("Episodes", f"<details><summary>all {len(rows)}</summary>{_table(lines, heads)}</details>")
+    return section("Episodes", f"<details><summary>all {len(rows)}</summary>{table(lines, heads)}</details>")
 
 
 def _facts(rows: Sequence[Row]) -> str:
@@ -274,7 +237,7 @@ def _facts(rows: Sequence[Row]) -> str:
             counted[f"{name} commands"]["none" if not row.get(name) else "some"] += 1
     counted.pop("initial_state", None)
     lines = [(escape(name), escape(_counts(values))) for name, values in sorted(counted.items())]
-    return _section("Facts", _table(lines))
+    return section("Facts", table(lines))
 
 
 def _versions(rows: Sequence[Row]) -> str:
@@ -283,23 +246,7 @@ def _versions(rows: Sequence[Row]) -> str:
         for name, version in row["versions"].items():
             versions[name].add(str(version))
     lines = [(escape(name), escape(", ".join(sorted(found)))) for name, found in sorted(versions.items())]
-    return _section("Versions", _table(lines)) if lines else ""
-
-
-def _section(title: str, body: str) -> str:
-    return f'<h2>{escape(title)}</h2><div class="card scroll">{body}</div>'
-
-
-def _table(lines: Sequence[Sequence[str]], heads: Sequence[str] = ()) -> str:
-    """Cells are HTML; a head that begins with # is a column of numbers."""
-    numbers = {i for i, head in enumerate(heads) if head.startswith("#")}
-
-    def row(tag: str, cells: Sequence[str]) -> str:
-        return "".join(f"<{tag}{' class=num' if i in numbers else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))
-
-    head = f"<tr>{row('th', [head.removeprefix('#') for head in heads])}</tr>" if heads else ""
-    body = "".join(f"<tr>{row('td', line)}</tr>" for line in lines)
-    return f"<table>{head}{body}</table>"
+    return section("Versions", table(lines)) if lines else ""
 
 
 def _broken(rows: Sequence[Row]) -> list[Row]:
@@ -335,8 +282,3 @@ def _link(path: Path) -> str:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, never an exponent; a dash for what was not measured."""
-    return "-" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

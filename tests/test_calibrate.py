@@ -1,0 +1,97 @@
+"""The command: from a checkpoint and demonstrations to a schedule, a table, a page, and a way to decode."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policies.checkpoint import load_policy
+from policies.decoding import Decode
+from vla_runtime import calibrate, collect, finetune
+from vla_runtime.compose import BadArguments, load
+from vla_runtime.decoding.bac import Schedule
+
+TINY = [
+    *("steps=2", "batch_size=4", "warmup=1", "validate_every=2", "validate_samples=2"),
+    *("horizon=8", "executed=4", "max_committed=2"),
+    *("backbone.image_size=16", "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=2"),
+]
+FAST = [
+    *("control=null", "recorded=2", "judged=6", "updates=[2,4]", "bubble=[2]", "fewer_steps=[3]"),
+    *("warm_start=[0.5]", "tolerance=10"),
+]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recorded") / "reach"
+    collect.collect(load("collect", ["env=reach", "env.size=16", "episodes=4", "workers=1", f"out={out}"]))
+    return out
+
+
+@pytest.fixture(scope="module")
+def diffusion(recorded, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "diffusion"
+    head = ["head=diffusion", "head.denoising.steps=10", "head.denoising.train_steps=10", "tokenizer=none"]
+    finetune.finetune(load("finetune", [f"data={recorded}", f"out={out}", *TINY, *head]))
+    return out
+
+
+def calibrated(policy, out, *options):
+    asked = ["env=reach", "env.size=16", f"policy={policy}", f"out={out}", *FAST, *options]
+    return calibrate.calibrate(load("calibrate", asked))
+
+
+def test_a_schedule_a_table_and_a_page(diffusion, recorded, tmp_path):
+    line, code = calibrated(diffusion, tmp_path, f"data={recorded}", "name=true")
+    assert code == 0
+    assert {"schedule", "steps", "updates", "flops_ratio", "action_error", "recommendation"} <= set(line)
+    schedule = Schedule.load(tmp_path / "schedule.json")
+    assert schedule.weights == load_policy(diffusion).spec.weights
+    document = json.loads((tmp_path / "calibration.json").read_text())
+    rows = {row["variant"]: row for row in document["rows"]}
+    assert set(rows) == {
+        "plain", "exact", "uniform 2", "unified 2", "blockwise 2", "bac 2, 2 bubbled", "uniform 4", "unified 4",
+        "blockwise 4", "bac 4, 2 bubbled", "ddim 3", "dpm 3", "warm start 0.5",
+    }  # fmt: skip
+    assert rows["plain"]["deviation"] == 0
+    assert rows["exact"]["deviation"] < 1e-4
+    assert rows["ddim 3"]["flops_ratio"] == pytest.approx(0.3)
+    assert rows["uniform 4"]["flops_ratio"] == pytest.approx(0.5)  # four steps and the last
+    page = (tmp_path / "calibration.html").read_text()
+    assert all(name in page for name in rows)
+    # With so wide a tolerance the fastest wins; decode=auto then follows it.
+    assert line["recommendation"] == min(rows, key=lambda name: rows[name]["p50_ms"])
+    assert Decode(**json.loads((tmp_path / "decode.json").read_text())).mode in ("exact", "bac", "plain")
+
+
+def test_demonstrations_are_recorded_where_none_are_given(diffusion, tmp_path):
+    few = ["episodes=2", "judged=3", "warm_start=[]", "updates=[3]", "fewer_steps=[]"]
+    line, _ = calibrated(diffusion, tmp_path, *few)
+    assert (tmp_path / "schedule.json").is_file()
+    assert line["steps"] == 10
+    assert not (tmp_path / "decode.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["updates=[11]"], "expected 1 to 10"),
+        (["bubble=[7]"], "expected 0 to 6"),
+        (["metric=wasserstein"], "calibrate.metric"),
+        (["judged=100000"], "expected a data set with 100002 usable samples"),
+    ],
+)
+def test_settings_out_of_range_are_named(diffusion, recorded, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        calibrated(diffusion, tmp_path, f"data={recorded}", *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_policies_without_steps_are_refused(recorded, tmp_path):
+    with pytest.raises(BadArguments, match="expected a trained policy, got expert"):
+        calibrated("expert", tmp_path)
+    finetune.finetune(load("finetune", [f"data={recorded}", f"out={tmp_path / 'beast'}", *TINY, "head=beast"]))
+    with pytest.raises(ValueError, match="expected a diffusion or flow head, got beast"):
+        calibrated(tmp_path / "beast", tmp_path / "out", f"data={recorded}")
