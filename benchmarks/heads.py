@@ -44,7 +44,7 @@ def command(name, *options):
 
 def trained(arguments, head):
     """Train a head, or go on with it; what the command said, and how long training took."""
-    folder = arguments.out / f"{arguments.env}_{head}"
+    folder = arguments.out / f"nano_{arguments.env}_{head}"
     known = folder.with_name(f"{folder.name}.json")
     if known.is_file():
         return folder, json.loads(known.read_text())
@@ -80,7 +80,7 @@ def main():
     path = HERE / f"heads_{arguments.env}.json"
     for head in arguments.heads:
         folder, line = trained(arguments, head)
-        run = arguments.out / f"{arguments.env}_{head}_run"
+        run = folder.with_name(f"{folder.name}_run")
         said = command(
             "rollout", f"env={arguments.env}", "env.control=absolute", f"policy={folder}", f"out={run}", "video=none",
             f"episodes={arguments.episodes}", f"workers={arguments.workers}",
