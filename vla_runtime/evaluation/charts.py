@@ -145,10 +145,15 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten inside the range; powers alone where these would be many."""
+    """Round numbers inside the range: powers of ten, and as many between them as make at least three."""
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    factors = (1, 2, 5) if len(powers) < 5 else (1,)
-    return [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
+    found: list[float] = []
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(n / 10 for n in range(10, 100))):
+        every = (float(f"{factor * 10.0**power:.3g}") for power in powers for factor in factors)
+        found = [value for value in every if low <= value <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def _open(width: int, height: int, label: str) -> str:
