@@ -39,11 +39,11 @@ class Network:
         return self.base + 4 * torch.einsum("ij,bjv->biv", self.mix, known)
 
 
-def decode(network, seed=0, pinned=None, **options):
+def decode(network, seed=0, pinned=None, late=lambda: False, **options):
     batch, length, vocabulary = network.base.shape
     decoding = MaskedDecoding(**options)
     noise = draw_noise(decoding, batch, length, vocabulary, torch.Generator().manual_seed(seed))
-    return decode_masked(network, length, batch, decoding, noise, pinned_BL=pinned)
+    return decode_masked(network, length, batch, decoding, noise, pinned_BL=pinned, late=late)
 
 
 @pytest.mark.parametrize("order", ["released", "confidence", "gap"])
@@ -123,3 +123,49 @@ def test_pinned_tokens_stay():
 def test_what_cannot_be_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         MaskedDecoding(**options)
+
+
+def test_a_threshold_nobody_reaches_changes_nothing_and_one_everybody_reaches_is_one_shot():
+    full = decode(Network(), rounds=8)
+    never = decode(Network(), rounds=8, confident=1.0)
+    assert torch.equal(full.ids_BL, never.ids_BL)
+    assert never.rounds == 8
+    network = Network()
+    once = decode(network, rounds=8, confident=1e-6)
+    assert once.rounds == len(network.seen) == 1
+    assert torch.equal(once.ids_BL, decode(Network(), rounds=1).ids_BL)
+    assert once.forced_B.tolist() == [0, 0, 0]
+
+
+def test_confident_samples_stop_alone_and_in_a_batch_alike():
+    sharp = Network()
+    sharp.base[1] *= 9  # this one is sure at once
+    together = decode(sharp, rounds=8, confident=0.9)
+    for index in range(3):
+        alone = Network(batch=3)
+        alone.base = sharp.base[index : index + 1]
+        one = decode(alone, rounds=8, confident=0.9)
+        assert torch.equal(one.ids_BL[0], together.ids_BL[index])
+        assert one.rounds <= together.rounds
+    assert together.rounds <= 8
+
+
+@given(st.integers(0, 1000), st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_a_deadline_commits_everything_left_in_one_pass(seed, after):
+    """`late` is asked once before every round; the first is made in any case."""
+    asked = []
+
+    def late():
+        asked.append(1)
+        return len(asked) > after
+
+    network = Network(seed=seed)
+    found = decode(network, late=late, rounds=8)
+    assert found.rounds == len(network.seen) == min(after + 1, 8)
+    full = Network(seed=seed)
+    decode(full, rounds=8)
+    # Until the deadline it was the same decode, and what was committed then has stayed.
+    ids, masked = full.seen[found.rounds - 1]
+    assert torch.equal(found.ids_BL[~masked], ids[~masked])
+    assert found.forced_B.tolist() == masked.sum(1).tolist()

@@ -2,8 +2,8 @@
 
 Discrete Diffusion VLA (arXiv 2508.20072, section 3), both as its code was released and as its paper says.
 All slots begin masked; each round scores every slot in one pass, and a cosine schedule says how many stay
-masked. Shapes and counts do not depend on the data, and the loop never asks the device a question. It knows
-neither networks nor actions: `logits_of` is whatever turns ids into logits.
+masked. Shapes and counts do not depend on the data, and the device is asked nothing within the loop, unless
+rounds may end early. It knows neither networks nor actions: `logits_of` is whatever turns ids into logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class MaskedDecoding:
     perturbed by Gumbel noise that fades), "confidence" or "gap" (the paper: rank by the highest probability,
     or by its distance to the second). temperature: of the choices, fading linearly to 0 in the last round; 0 is
     greedy. remask_threshold: highest eta of the rising threshold below which a committed token is masked
-    again. remask_drop: how far a committed token's confidence may fall before it is. None: off.
+    again. remask_drop: how far a committed token's confidence may fall before it is. confident: as soon as every
+    masked token's highest probability is at least this, all are committed and no more rounds are made. None: off.
     """
 
     rounds: int = 12
@@ -34,6 +35,7 @@ class MaskedDecoding:
     temperature: float = 0.0
     remask_threshold: float | None = None
     remask_drop: float | None = None
+    confident: float | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -44,12 +46,15 @@ class MaskedDecoding:
             raise ValueError(f"decode.temperature: expected at least 0, got {self.temperature}")
         if self.order == "released" and (self.remask_threshold, self.remask_drop) != (None, None):
             raise ValueError("decode: the released rule has no secondary re-masking; take order=confidence or gap")
+        if self.confident is not None and not 0 < self.confident <= 1:
+            raise ValueError(f"decode.confident: expected a probability in (0, 1], got {self.confident}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedResult:
     """ids int64 [B, L]; confidence float [B, L] of each token when it was committed; remasked int64 [B]: how often
     a committed token was masked again; forced int64 [B]: tokens of the last round that nothing had settled before.
+    rounds: how many were made.
     """
 
     ids_BL: Tensor
@@ -91,12 +96,14 @@ def decode_masked(
     noise: dict[str, Tensor],
     device: torch.device | str = "cpu",
     pinned_BL: Tensor | None = None,
+    late: Callable[[], bool] = lambda: False,
 ) -> MaskedResult:
     """Fill `length` slots in `decoding.rounds` rounds.
 
     logits_of(ids_BL, masked_BL) -> float [B, L, V]: ids of masked slots are meaningless. noise: from
     `draw_noise`. pinned_BL: int64 ids that are fixed from the start, -1 where free; the schedule counts free
-    slots only (training-time real-time chunking over tokens, arXiv 2512.05964).
+    slots only (training-time real-time chunking over tokens, arXiv 2512.05964). late: asked before every round; once
+    it says yes, that round commits everything left. The first round is always made.
     """
     ids = torch.zeros(batch, length, dtype=torch.long, device=device)
     pinned = torch.zeros(batch, length, dtype=torch.bool, device=device)
@@ -109,11 +116,15 @@ def decode_masked(
     forced = remasked
     infinity = torch.tensor(torch.inf, device=device)
     free_B = (~pinned).sum(1)
+    # Samples that need no more rounds: a batch goes on until its last one is sure.
+    sure = torch.zeros(batch, 1, dtype=torch.bool, device=device)
     for k in range(decoding.rounds):
         count_B1 = _stay_masked(free_B, k, decoding.rounds)[:, None]
         fade = 1 - (k + 1) / decoding.rounds
-        last = k == decoding.rounds - 1
+        last = k == decoding.rounds - 1 or late()
         probability = logits_of(ids, masked).float().softmax(-1)
+        if decoding.confident is not None and not last:
+            sure = ((probability.amax(-1) >= decoding.confident) | ~masked).all(1, keepdim=True)
         tau = decoding.temperature if decoding.order == "released" else decoding.temperature * fade
         chosen = _choose(probability, tau, noise["ids"][k] if noise else None)
         now = probability.gather(-1, chosen[..., None])[..., 0]
@@ -125,7 +136,7 @@ def decode_masked(
             again |= current < decoding.remask_threshold * k / decoding.rounds
         if not last and decoding.remask_drop is not None:
             again |= confidence - current > decoding.remask_drop
-        again &= ~masked & ~pinned
+        again &= ~masked & ~pinned & ~sure
         ids = torch.where(masked, chosen, ids)
         confidence = torch.where(masked, now, confidence)
         score = (
@@ -142,9 +153,12 @@ def decode_masked(
         score = torch.where(again, -infinity, score)
         rank = score.argsort(dim=1, stable=True).argsort(dim=1)
         masked = ((rank < count_B1) & (masked | again)) | again
-        masked = masked & ~torch.tensor(last, device=device)
+        masked = masked & ~sure & ~torch.tensor(last, device=device)
         remasked = remasked + again.sum(1)
-    return MaskedResult(ids, confidence, remasked, forced, decoding.rounds)
+        # The device is asked only where rounds may end early; that is what it costs.
+        if last or (decoding.confident is not None and bool(sure.all())):
+            break
+    return MaskedResult(ids, confidence, remasked, forced, k + 1)
 
 
 def _choose(probability: Tensor, temperature: float, gumbel: Tensor | None) -> Tensor:
