@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from policies.batch import Committed
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
+from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionSpec
@@ -28,7 +29,17 @@ from vla_runtime.types import ActionSpec
 MODES = ("auto", "plain", "exact", "bac")
 # What a checkpoint folder may hold beside its weights: how it wants to be decoded.
 NAMED = "decode.json"
-Decoder = Callable[..., Tensor]
+
+
+class Decoder(Protocol):
+    """Decodes one chunk after another; facts: numbers about the last one."""
+
+    facts: dict[str, float]
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor: ...
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +48,9 @@ class Decode:
 
     sampler (ddpm, ddim, dpm) and steps (of denoising or flow; rounds of masked diffusion): None for the
     checkpoint's own. warm_start: None, or the share of the steps that is taken, from the chunk before on, shifted
-    in time and noised again; an episode's first chunk begins with noise. ValueError for a mode that is not known, a
-    schedule where none is used, and a warm start with decode=plain or outside (0, 1].
+    in time and noised again; an episode's first chunk begins with noise. confident, deadline: of masked diffusion,
+    the probability at which no more rounds are made, and the seconds after which one pass commits everything left.
+    ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
     """
 
     mode: str = "auto"
@@ -46,6 +58,8 @@ class Decode:
     sampler: str | None = None
     steps: int | None = None
     warm_start: float | None = None
+    confident: float | None = None
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -57,6 +71,8 @@ class Decode:
                 "decode.warm_start: expected a share in (0, 1], with decode=exact or bac, "
                 f"got {self.warm_start} with decode={self.mode}"
             )
+        if self.deadline is not None and not self.deadline >= 0:
+            raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
 
     def named(self, folder: Path) -> Decode:
         """This, or what the checkpoint in `folder` names where this is auto; `schedule` is then a path there."""
@@ -87,7 +103,11 @@ AUTO, PLAIN = Decode(), Decode("plain")
 
 def with_steps(head: Any, decode: Decode) -> Any:
     """The head with the sampler and the steps that are asked for; its weights are shared. ValueError if it has none."""
-    if decode.sampler is None and decode.steps is None:
+    masked = isinstance(head, DiscreteDiffusion)
+    for name, value in (("confident", decode.confident), ("deadline", decode.deadline)):
+        if value is not None and not masked:
+            raise ValueError(f"decode.{name}: expected a discrete_diffusion head, got {head.name}")
+    if (decode.sampler, decode.steps, decode.confident) == (None, None, None):
         return head
     if decode.sampler is not None and not isinstance(head, Diffusion):
         raise ValueError(f"decode.sampler: expected a diffusion head, got {head.name}")
@@ -101,8 +121,9 @@ def with_steps(head: Any, decode: Decode) -> Any:
         if decode.steps is None or decode.steps < 1:
             raise ValueError(f"decode.steps: expected at least 1, got {decode.steps}")
         other.steps = decode.steps
-    elif isinstance(other, DiscreteDiffusion) and decode.steps is not None:
-        other.decoding = replace(other.decoding, rounds=decode.steps)
+    elif isinstance(other, DiscreteDiffusion):
+        asked: dict[str, Any] = {"rounds": decode.steps, "confident": decode.confident}
+        other.decoding = replace(other.decoding, **{name: one for name, one in asked.items() if one is not None})
     else:
         raise ValueError(f"decode.steps: expected a head with steps or rounds, got {head.name}, which takes one pass")
     return other
@@ -116,8 +137,11 @@ def decoder_for(
     head: after `with_steps`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
+    if isinstance(head, DiscreteDiffusion) and decode.mode == "plain":
+        facts |= {name: one for name in ("confident", "deadline") if (one := getattr(decode, name)) is not None}
+        return lambda: MaskedDecoder(head, backbone, decode.deadline), facts
     if decode.mode == "plain":
-        return lambda: _plain(head, backbone), facts
+        return lambda: PlainDecoder(head, backbone), facts
     if not isinstance(head, Diffusion | Flow):
         raise ValueError(
             f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain, "
@@ -150,12 +174,43 @@ def _facts(head: Any) -> dict[str, Any]:
     return {}
 
 
-def _plain(head: Any, backbone: Any) -> Decoder:
-    def decode(context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1) -> Tensor:
-        actions: Tensor = head.decode(backbone, context, committed, noise, batch)
+class PlainDecoder:
+    """A head's own `decode`."""
+
+    def __init__(self, head: Any, backbone: Any):
+        self._head, self._backbone = head, backbone
+        self.facts: dict[str, float] = {}
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        actions: Tensor = self._head.decode(self._backbone, context, committed, noise, batch)
         return actions
 
-    return decode
+
+class MaskedDecoder:
+    """Masked diffusion's own `decode`, with a deadline in seconds, and facts about its rounds."""
+
+    def __init__(self, head: DiscreteDiffusion, backbone: Any, deadline: float | None):
+        self._head, self._backbone, self._deadline = head, backbone, deadline
+        self._clock = SystemClock()
+        self.facts: dict[str, float] = {}
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        began, deadline = self._clock.now(), self._deadline
+
+        def late() -> bool:
+            return deadline is not None and self._clock.now() - began >= deadline
+
+        found = self._head.decode_rounds(self._backbone, context, committed, noise, batch, late)
+        self.facts = {
+            "rounds": found.rounds,
+            "forced": float(found.forced_B.float().mean()),
+            "confidence": float(found.confidence_BL.mean()),
+        }
+        return self._head.chunk(found.ids_BL, committed)
 
 
 class WarmStart:

@@ -150,4 +150,4 @@ class VLASession:
         rows = policy.actions(unit)[0]
         if committed is not None and len(committed):
             rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit
-        return ActionChunk(rows, observation.time, policy.spec.period, observation.time)
+        return ActionChunk(rows, observation.time, policy.spec.period, observation.time, facts=dict(self._decode.facts))

@@ -49,7 +49,8 @@ class ActionChunk:
     """A function of time: row k of `actions` is in force during [start + k*period, start + (k+1)*period).
 
     actions float32 [T, A] in the units of the ActionSpec it was made for. observed: time of the
-    observation it answers. curve: the spline behind the rows, if there is one.
+    observation it answers. curve: the spline behind the rows, if there is one. facts: numbers that say how it
+    was decoded.
     """
 
     actions: Float
@@ -57,6 +58,7 @@ class ActionChunk:
     period: float
     observed: float
     curve: Any = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def end(self) -> float:

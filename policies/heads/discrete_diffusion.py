@@ -8,6 +8,7 @@ sequence is short, of fixed length, and a wrong token bends only part of the cur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,19 +90,29 @@ class DiscreteDiffusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The chunk, and the tokens int64 [B, L] behind it."""
         ids = self.decode_rounds(backbone, context, committed, noise, batch).ids_BL
-        return keep_committed(self.tokenizer.decode(ids).clamp(-1, 1), committed), ids
+        return self.chunk(ids, committed), ids
+
+    def chunk(self, ids_BL: Tensor, committed: Committed | None) -> Tensor:
+        """The chunk float [B, T, A] that tokens say."""
+        return keep_committed(self.tokenizer.decode(ids_BL).clamp(-1, 1), committed)
 
     def decode_rounds(
-        self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
+        self,
+        backbone: Any,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        late: Callable[[], bool] = lambda: False,
     ) -> MaskedResult:
-        """The tokens, and how the rounds went."""
+        """The tokens, and how the rounds went. late: once it says yes, one pass commits everything left."""
 
         def logits_of(ids: Tensor, masked: Tensor) -> Tensor:
             return self._logits(backbone, context, committed, ids, masked)
 
         pinned = pinned_tokens(self.tokenizer, committed)
         length, device = self.tokenizer.num_tokens, self.prefix.blank.device
-        return decode_masked(logits_of, length, batch, self.decoding, noise, device=device, pinned_BL=pinned)
+        return decode_masked(logits_of, length, batch, self.decoding, noise, device, pinned, late)
 
     def _logits(self, backbone: Any, context: Any, committed: Committed | None, ids: Tensor, masked: Tensor) -> Tensor:
         if not self.own_words:

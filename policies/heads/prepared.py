@@ -46,6 +46,7 @@ class PreparedDecoder:
             cond = head.network.time(head.network.waves(times))
             self._timed = backbone.timed(cond)
         self._slots: Tensor | None = None
+        self.facts: dict[str, float] = {}
 
     @property
     def steps(self) -> int:

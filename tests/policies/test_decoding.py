@@ -182,3 +182,23 @@ def test_only_increments_have_a_row_that_moves_nothing(make_policy):
 def test_a_warm_start_that_cannot_be_is_refused(decode):
     with pytest.raises(ValueError, match=r"decode\.warm_start: expected a share in \(0, 1\]"):
         Decode(decode[0], warm_start=decode[1])
+
+
+def test_masked_diffusion_tells_of_its_rounds_and_keeps_deadlines(make_policy, observations):
+    policy = make_policy("discrete_diffusion", decoding={"rounds": 6})
+    found = policy.begin(0).predict([observations[0]])
+    assert found.facts["rounds"] == 6
+    assert 0 < found.facts["confidence"] < 1
+    late = policy.decoding(Decode("plain", deadline=0.0)).begin(0).predict([observations[0]])
+    assert (late.facts["rounds"], late.facts["forced"]) == (1, policy.head.tokenizer.num_tokens)
+    once = policy.decoding(Decode("plain", steps=1)).begin(0).predict([observations[0]])
+    np.testing.assert_array_equal(late.actions, once.actions)
+    sure = policy.decoding(Decode("plain", confident=1e-6))
+    assert sure.spec.decode == {"mode": "plain", "rounds": 6, "confident": 1e-6}
+    assert sure.begin(0).predict([observations[0]]).facts["rounds"] == 1
+
+
+@pytest.mark.parametrize("options", [{"confident": 0.9}, {"deadline": 0.1}])
+def test_other_heads_have_no_rounds_to_end(make_policy, options):
+    with pytest.raises(ValueError, match="expected a discrete_diffusion head, got beast"):
+        make_policy("beast").decoding(Decode("plain", **options))
