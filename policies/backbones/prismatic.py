@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from policies.backbones.instructions import Instructions
 from policies.backbones.openvla_keys import FILES, TOWERS, fill, fill_proprio, find_proprio, read_sizes
-from policies.backbones.prismatic_slots import LanguageConfig, Oft, PrefixLM, SlotContext, make_language
+from policies.backbones.prismatic_slots import KeyValue, LanguageConfig, Oft, PrefixLM, SlotContext, make_language
 from policies.backbones.prismatic_vision import FusedVision, Projector, TowerConfig
 from policies.backbones.published import Tensors, find_folder
 from policies.batch import Batch
@@ -143,6 +143,22 @@ class Prismatic(nn.Module):
     ) -> Tensor:
         """Hidden states [B, L, D] aligned with the slots; any number of times per context."""
         return self._slots.step(self._llama, context, slots_BLD, mask_LL, cond_BD)
+
+    def step_keeping(
+        self,
+        context: SlotContext,
+        slots_BLD: Tensor,
+        mask_LL: Tensor | None,
+        cond_BD: Tensor | None,
+        kept: tuple[KeyValue, ...] = (),
+    ) -> tuple[Tensor, tuple[KeyValue, ...]]:
+        """As `step`, and what the prefix came to in every layer; kept: that of an earlier step, taken for this one's.
+
+        ValueError with prefix_lm, whose prefix never sees slots and is kept exactly by itself.
+        """
+        if not isinstance(self._slots, Oft):
+            raise ValueError("decode.refresh: expected attention oft, got prefix_lm, whose prefix is kept exactly")
+        return self._slots.step_keeping(self._llama, context, slots_BLD, mask_LL, cond_BD, kept)
 
     def extend(self, context: SlotContext, slots_BLD: Tensor) -> SlotContext:
         """The context with slots that are now fixed; their hidden states lie in `hidden_BLD`. ValueError with oft."""

@@ -135,6 +135,22 @@ class Oft:
         self, llama: Any, context: SlotContext, slots_BLD: Tensor, mask_LL: Tensor | None, cond_BD: Tensor | None
     ) -> Tensor:
         """Hidden states [B, L, D] aligned with the slots. ValueError for a mask."""
+        return self.step_keeping(llama, context, slots_BLD, mask_LL, cond_BD)[0]
+
+    def step_keeping(
+        self,
+        llama: Any,
+        context: SlotContext,
+        slots_BLD: Tensor,
+        mask_LL: Tensor | None,
+        cond_BD: Tensor | None,
+        kept: tuple[KeyValue, ...] = (),
+    ) -> tuple[Tensor, tuple[KeyValue, ...]]:
+        """As `step`, and the prefix's keys and values in every layer, all but its last position's.
+
+        kept: such keys and values of an earlier step, to be taken for this one's, though these slots are others:
+        an approximation. The last position is where slot 0 is read, so it is computed in any case.
+        """
         if mask_LL is not None:
             raise ValueError("attention oft: expected no mask among slots, got one; everything sees everything there")
         assert context.prefix_BND is not None
@@ -142,14 +158,15 @@ class Oft:
         if cond_BD is not None:
             prefix = torch.cat([prefix[:, :place], cond_BD[:, None], prefix[:, place:]], dim=1)
             keep = torch.cat([keep[:, :place], torch.ones_like(keep[:, :1]), keep[:, place:]], dim=1)
-        length = slots_BLD.shape[1]
+        length, last = slots_BLD.shape[1], prefix.shape[1] - 1
         stop = llama.embed_tokens(torch.full((len(prefix), 1), self.stop_id, device=prefix.device))
         tokens = torch.cat([prefix, slots_BLD, stop], dim=1)
         keep = F.pad(keep, (0, length + 1), value=True)
-        mask = keep[:, None].expand(-1, keep.shape[1], -1)
-        hidden, _ = _run(llama, tokens, _places(keep), mask, ())
-        first = prefix.shape[1] - 1
-        return hidden[:, first : first + length]
+        first = last if kept else 0
+        mask = keep[:, None].expand(-1, keep.shape[1] - first, -1)
+        hidden, memory = _run(llama, tokens[:, first:], _places(keep)[:, first:], mask, kept)
+        at = last - first
+        return hidden[:, at : at + length], tuple((key[:, :, :last], value[:, :, :last]) for key, value in memory)
 
     def extend(self, llama: Any, context: SlotContext, slots_BLD: Tensor) -> SlotContext:
         """ValueError: what is fixed would have to stay, but here it sees the slots that are not."""

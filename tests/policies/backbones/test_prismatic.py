@@ -20,6 +20,7 @@ from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.masked import MaskedDecoding
+from vla_runtime.decoding.prefix import RefreshedPrefix
 
 WIDTH, ROWS, SIZE = 32, 8, 2
 INSTRUCTIONS = ("Lift", "put it down", *(f"do {number}" for number in range(8)))
@@ -398,3 +399,52 @@ def test_actions_may_be_words_of_the_vocabulary(attention):
     assert backbone.language_model.lm_head.weight.grad[backbone.action_ids].abs().sum() > 0
     with pytest.raises(ValueError, match="expected tokenizer=bins and max_committed=0"):
         DiscreteDiffusion(bins, WIDTH, 2, words="backbone")
+
+
+def rounds_of(backbone, context, rounds, seed=0):
+    """What slots that change from round to round are told."""
+    backbone = backbone if hasattr(backbone, "begin") else RefreshedPrefix(backbone, range(rounds))
+    backbone.begin()
+    return [backbone.step(context, slots_of(1, 5, seed=seed + index)) for index in range(rounds)]
+
+
+def test_a_prefix_refreshed_in_every_round_is_the_plain_step_bit_for_bit():
+    backbone = loud("oft")
+    context = backbone.encode(batch("Lift"))
+    plain = [backbone.step(context, slots_of(1, 5, seed=index)) for index in range(3)]
+    assert all(map(torch.equal, plain, rounds_of(RefreshedPrefix(backbone, range(3)), context, 3)))
+
+
+def test_a_kept_prefix_is_right_for_the_slots_it_was_made_with_and_near_for_others():
+    backbone = loud("oft")
+    context = backbone.encode(batch("Lift"))
+    slots = slots_of(1, 5, seed=0)
+    hidden, kept = backbone.step_keeping(context, slots, None, None)
+    again, _ = backbone.step_keeping(context, slots, None, None, kept)
+    torch.testing.assert_close(again, hidden, rtol=0, atol=1e-4)
+    other = slots_of(1, 5, seed=1)
+    full, _ = backbone.step_keeping(context, other, None, None)
+    stale, _ = backbone.step_keeping(context, other, None, None, kept)
+    assert not torch.allclose(stale, full, atol=1e-3)
+
+
+def test_rounds_between_refreshes_run_the_slots_alone_and_nothing_is_kept_over_decodes():
+    backbone = loud("oft")
+    lengths = []
+    backbone._llama.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    context = backbone.encode(batch("Lift"))
+    whole = context.prefix_BND.shape[1] + 5 + 1
+    kept = RefreshedPrefix(backbone, [0, 2])
+    first = rounds_of(kept, context, 4)
+    assert lengths == [whole, 7, whole, 7]
+    assert kept.refreshed == 2
+    rounds_of(kept, backbone.encode(batch("put it down")), 4, seed=9)
+    assert all(map(torch.equal, first, rounds_of(kept, context, 4)))
+
+
+def test_a_prefix_that_never_sees_slots_needs_no_refreshing():
+    backbone = tiny("prefix_lm")
+    with pytest.raises(ValueError, match="expected attention oft, got prefix_lm"):
+        rounds_of(RefreshedPrefix(backbone, [0]), backbone.encode(batch("Lift")), 1)
+    with pytest.raises(ValueError, match="expected rounds from 0 on"):
+        RefreshedPrefix(backbone, [-1])
