@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from vla_runtime.control.clock import SystemClock
-from vla_runtime.disk import write_json
+from vla_runtime.disk import write_json, write_text
 from vla_runtime.machine import hardware
 
 HEADS = {
@@ -85,7 +85,10 @@ def main():
             "rollout", f"env={arguments.env}", "env.control=absolute", f"policy={folder}", f"out={run}", "video=none",
             f"episodes={arguments.episodes}", f"workers={arguments.workers}",
         )  # fmt: skip
-        (rows / f"{arguments.env}_{head}.jsonl").write_text((run / "episodes.jsonl").read_text())
+        # By its name: where the folder lay is nobody's business.
+        found = [json.loads(row) | {"policy": folder.name} for row in (run / "episodes.jsonl").read_text().splitlines()]
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in found)
+        write_text(rows / f"{arguments.env}_{head}.jsonl", text)
         # Read again: another call may have added its heads.
         table = json.loads(path.read_text()) if path.is_file() else {}
         table[head] = {

@@ -17,7 +17,7 @@ NAMES = [name for name in options("env") if (configs_folder() / "env" / f"{name}
 def test_environment_and_expert(name, request):
     if name != "reach":
         request.getfixturevalue("needs_libero" if name.startswith("libero") else "needs_sim")
-    env = build_env(load("rollout", [f"env={name}"])["env"])
+    env = build_env(load("rollout", [f"env={name}", "policy=hold"])["env"])
     try:
         check_env(env, steps=2)
         check_policy(Hold(env.spec), env.spec)

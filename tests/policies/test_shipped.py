@@ -10,6 +10,7 @@ from policies import shipped
 from policies.checkpoint import CheckpointError, load_policy
 from policies.vla import VLAPolicy
 from vla_runtime.compose import describe, load, options
+from vla_runtime.evaluation.episodes import EpisodeRunner
 
 MB = 1e6
 
@@ -51,3 +52,27 @@ def test_a_name_that_is_not_there_lists_those_that_are():
     with pytest.raises(CheckpointError, match="expected a checkpoint folder") as error:
         load_policy("nano_lift_beest")
     assert all(name in str(error.value) for name in shipped.names())
+
+
+@pytest.mark.usefixtures("needs_sim")
+@pytest.mark.parametrize("name", ["nano_lift_beast", "nano_lift_discrete_diffusion"])
+def test_on_lift_it_lifts(name):
+    """Initial states it was not trained on; figures over a hundred episodes are the README's."""
+    runner = EpisodeRunner(load("rollout", ["env=lift", f"policy={name}", "seed=4"]), "none", Path("unused"))
+    rows = [runner((0, episode)) for episode in range(4)]
+    runner.close()
+    assert not any(row["init_seen"] for row in rows)
+    assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
+
+
+@pytest.mark.usefixtures("needs_sim")
+def test_blindfolded_it_does_not(tmp_path):
+    shown = ["policy=deprived", "policy.of=nano_lift_beast", "policy.without=images", "env.control=absolute"]
+    runner = EpisodeRunner(load("rollout", ["env=lift", "env.max_steps=60", *shown]), "none", tmp_path)
+    rows = [runner((0, episode)) for episode in range(3)]
+    runner.close()
+    assert sum(row["success"] for row in rows) <= 1
+
+
+def test_the_default_rollout_is_a_shipped_policy():
+    assert load("rollout")["choices"]["policy"] in shipped.names()
