@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def calibrate(config: Mapping[str, Any], data: str) -> dict[str, Any]:
     rows = _rows(figures, schedules, ways, policy, steps, _memory(policy, rest[0]))
     best, cached = _best(rows, rows, config["tolerance"]), _best(rows, schedules, config["tolerance"])
     out = Path(config["out"] or folder_of(values["folder"]))
-    schedules[cached].save(out / SCHEDULE)
+    replace(schedules[cached], limit=_limit(figures[cached][0])).save(out / SCHEDULE)
     named = {**asdict(ways[best]), "schedule": SCHEDULE if best in schedules else None}
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
@@ -154,6 +154,11 @@ def _rows(
             "expert_error_of_plain": float(np.mean(plain.expert_error)),
         })  # fmt: skip
     return rows
+
+
+def _limit(judgement: Judgement) -> float:
+    """The gap beyond which reuse is not to be trusted: as far above the largest seen as that is above the median."""
+    return float(2 * judgement.gap.max() - np.median(judgement.gap))
 
 
 @torch.no_grad()

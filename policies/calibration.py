@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,13 @@ METHODS = ("bac", "adjacent", "blockwise", "unified", "uniform")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """What observations said of every block: similarity float64 [K, K], and how far its outputs lie apart.
+    """What observations said of every block: similarity and cosine float64 [K, K], and how far its outputs lie apart.
 
     calibration: a hash of the observations and the noise; metric: of the similarity.
     """
 
     similarity: dict[Block, Array]
+    cosine: dict[Block, Array]
     reuse_error: dict[Block, float]
     steps: int
     sampler: str
@@ -100,6 +102,7 @@ def record(
         raise ValueError(f"calibrate: expected a backbone with blocks, got {backbone.name}")
     blocks = backbone.blocks()
     alike = {block: np.zeros((steps, steps)) for block in blocks}
+    cosine = {block: np.zeros((steps, steps)) for block in blocks}
     errors = dict.fromkeys(blocks, 0.0)
     digest = hashlib.sha256(f"{seed}".encode())
     generator = torch.Generator().manual_seed(seed)
@@ -114,8 +117,9 @@ def record(
         for index, block in enumerate(blocks):
             outputs = np.stack([step[index].flatten().numpy() for step in recorder.outputs])
             alike[block] += similarity(outputs, metric) / len(observations)
+            cosine[block] += similarity(outputs, "cosine") / len(observations)
             errors[block] += reuse_error(outputs) / len(observations)
-    return Recording(alike, errors, steps, sampler, policy.spec.weights, metric, digest.hexdigest()[:16])
+    return Recording(alike, cosine, errors, steps, sampler, policy.spec.weights, metric, digest.hexdigest()[:16])
 
 
 def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, force_last: bool = True) -> Schedule:
@@ -141,9 +145,13 @@ def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, f
     found = bubbled(found, recording.reuse_error, bubble)
     if force_last:
         found = {block: with_last_step(steps, recording.steps) for block, steps in found.items()}
+    expected = {
+        block: tuple(float(recording.cosine[block][now, before]) for before, now in pairwise(steps))
+        for block, steps in found.items()
+    }
     return Schedule(
         found, recording.steps, recording.sampler, recording.weights, method, updates, bubble,
-        recording.metric, recording.calibration,
+        recording.metric, recording.calibration, expected,
     )  # fmt: skip
 
 
@@ -161,12 +169,14 @@ class Judgement:
     """A way to decode, on observations it was not made from; arrays are one number an observation.
 
     deviation: mean absolute difference of the rows to those of the plain decode with the same noise, in [-1, 1];
-    expert_error: to the recorded chunk; seconds: of each decode, the encoding of the observation not among them.
+    expert_error: to the recorded chunk; seconds: of each decode, the encoding of the observation not among them;
+    gap: how much less alike than in calibration reused outputs were to new ones, NaN where nothing is reused.
     """
 
     deviation: Array
     expert_error: Array
     seconds: Array
+    gap: Array
 
 
 def frames(dataset: Dataset | Joined, count: int, apart: int, seed: int = 0) -> list[Frame]:
@@ -208,7 +218,7 @@ def judge(
     warm = {name: found for name, one in policies.items() if (found := one.warm_start()) is not None}
     if warm and any(frame.before is None for frame in frames):
         raise ValueError("calibrate: expected an observation before every frame for a warm start, got one without")
-    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in policies}
+    figures: dict[str, list[tuple[float, ...]]] = {name: [] for name in policies}
     backbone: Any = policy.backbone
     for index, frame in enumerate(frames):
         wanted = torch.from_numpy(policy.action.forward(frame.chunk.actions))
@@ -232,7 +242,8 @@ def judge(
             if name == "plain":
                 plain = chunk
             error = float((chunk - wanted).abs().mean())
-            figures[name].append((float((chunk - plain).abs().mean()), error, seconds))
+            gap = decoder.facts.get("cache_gap", np.nan)
+            figures[name].append((float((chunk - plain).abs().mean()), error, seconds, gap))
     return {name: Judgement(*np.array(rows).T) for name, rows in figures.items()}
 
 

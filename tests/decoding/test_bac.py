@@ -139,7 +139,7 @@ def schedule(**changes):
 
 
 def test_a_schedule_is_read_back_as_it_was_written(tmp_path):
-    one = schedule()
+    one = schedule(expected=dict.fromkeys(blocks_of(2), (0.5, 0.25)), limit=0.1)
     one.save(tmp_path / "schedule.json")
     assert Schedule.load(tmp_path / "schedule.json") == one
     assert one.evaluations() == 18
@@ -161,6 +161,11 @@ def test_a_schedule_of_another_policy_is_refused(changes, message):
     schedule().require(**wanted)
     with pytest.raises(ValueError, match=message):
         schedule().require(**{**wanted, **changes})
+
+
+def test_similarities_that_do_not_fit_the_updates_are_refused():
+    with pytest.raises(ValueError, match="expected 2 similarities of block"):
+        schedule(expected=dict.fromkeys(blocks_of(2), (0.5,)))
 
 
 @pytest.mark.parametrize("steps", [(), (1, 2), (0, 3, 3), (0, 10)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,8 @@ class Schedule:
     """At which steps, in the order of execution (0 is the noisiest), each block of a decoder is computed.
 
     weights: hash of the checkpoint's. sampler, steps: the denoising it is for. method: how it was made; updates: S;
-    bubble: n; calibration: what it was recorded on.
+    bubble: n; calibration: what it was recorded on. expected: for every update after a block's first, the cosine of
+    its output to that of the update before, as recorded; limit: the mean by which a chunk's may fall short of that.
     """
 
     blocks: dict[Block, Steps]
@@ -148,6 +149,8 @@ class Schedule:
     bubble: int
     metric: str
     calibration: str
+    expected: dict[Block, tuple[float, ...]] = field(default_factory=dict)
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         for block, steps in self.blocks.items():
@@ -155,6 +158,8 @@ class Schedule:
                 raise ValueError(
                     f"schedule: expected rising steps of block {block} from 0 on and below {self.steps}, got {steps}"
                 )
+            if self.expected and len(self.expected[block]) != len(steps) - 1:
+                raise ValueError(f"schedule: expected {len(steps) - 1} similarities of block {block}")
 
     def evaluations(self) -> int:
         """Branch evaluations a chunk."""
@@ -166,9 +171,10 @@ class Schedule:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         blocks = {str(block): list(steps) for block, steps in self.blocks.items()}
-        write_json(path, {**values, "version": VERSION, "blocks": blocks})
+        expected = {str(block): list(alike) for block, alike in self.expected.items()}
+        write_json(path, {**values, "version": VERSION, "blocks": blocks, "expected": expected})
 
     @classmethod
     def load(cls, path: Path) -> Schedule:
@@ -178,7 +184,8 @@ class Schedule:
             if document.pop("version") != VERSION:
                 raise ValueError(f"expected version {VERSION}")
             blocks = {_parsed(name): tuple(steps) for name, steps in document.pop("blocks").items()}
-            return cls(blocks=blocks, **document)
+            expected = {_parsed(name): tuple(alike) for name, alike in document.pop("expected").items()}
+            return cls(blocks=blocks, expected=expected, **document)
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"decode.schedule: expected a caching schedule in {path}, got {error!r}") from error
 

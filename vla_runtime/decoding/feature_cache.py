@@ -5,12 +5,13 @@ gave last is added to the stream of now, and neither the branch nor its norm run
 nothing at all, the kept outputs are added at once, as their sum. Buffers are made at the first step and
 written in place from then on, so that shapes and addresses never change and a captured graph may hold them;
 nothing is read back. The key of a plan is a step number and nothing else: control ticks would do as well.
-Knows no networks and no robots.
+Where it is told how alike an output and the one it replaces were in calibration, it says how far they are from
+that now. Knows no networks and no robots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,17 +21,28 @@ from torch import Tensor
 class FeatureCache:
     """Kept outputs of `branches` branches. plan: for every step the indices of the branches that are computed.
 
-    evaluations counts computed branches since it was made. ValueError unless the first step computes all of them;
-    RuntimeError for a step beyond the plan.
+    expected: {branch: {step: cosine to the output of the update before}} as calibrated. evaluations counts computed
+    branches since it was made. ValueError unless the first step computes all of them; RuntimeError for a step
+    beyond the plan.
     """
 
-    def __init__(self, plan: Sequence[Collection[int]], branches: int):
+    def __init__(
+        self,
+        plan: Sequence[Collection[int]],
+        branches: int,
+        expected: Mapping[int, Mapping[int, float]] | None = None,
+    ):
         self._plan = [frozenset(one) for one in plan]
         if not self._plan or self._plan[0] != frozenset(range(branches)):
             raise ValueError(f"cache: expected a first step that computes all {branches} branches, got {plan[:1]}")
         if any(not one <= self._plan[0] for one in self._plan):
             raise ValueError(f"cache: expected branches 0 to {branches - 1}, got {sorted(frozenset().union(*plan))}")
         self.branches = branches
+        self._expected = expected or {}
+        updates = [[step for step, computed in enumerate(self._plan) if index in computed] for index in range(branches)]
+        self._before = [dict(zip(steps[1:], steps, strict=False)) for steps in updates]
+        self._gaps: list[Tensor] = []
+        self._updated = [0] * branches
         self.evaluations = 0
         self._kept: list[Tensor | None] = [None] * branches
         self._sum: Tensor | None = None
@@ -46,6 +58,8 @@ class FeatureCache:
     def reset(self, first: int = 0) -> None:
         """Begin again with step `first`, which computes everything; nothing that was kept is used after it."""
         self._first, self._step, self._summed = first, first - 1, False
+        self._gaps.clear()
+        self._updated = [first] * self.branches
 
     def advance(self) -> None:
         """Go on to the next step."""
@@ -65,6 +79,9 @@ class FeatureCache:
             assert kept is not None
             return kept
         output = compute()
+        if kept is not None and self._step != self._first:
+            self._compare(index, kept, output)
+        self._updated[index] = self._step
         self.evaluations += 1
         self._summed = False
         if kept is None or kept.shape != output.shape or kept.dtype != output.dtype:
@@ -72,6 +89,18 @@ class FeatureCache:
         else:
             kept.copy_(output)
         return output
+
+    def gap(self) -> Tensor | None:
+        """How much less alike than in calibration outputs were to those they replaced: a mean over this decode's
+        updates, 0 and below where nothing has changed. None where nothing is known.
+        """
+        return torch.stack(self._gaps).mean() if self._gaps else None
+
+    def _compare(self, index: int, kept: Tensor, output: Tensor) -> None:
+        known = self._expected.get(index, {}).get(self._step)
+        # An update whose last one was another than in calibration (a later first step) says nothing.
+        if known is not None and self._before[index][self._step] == self._updated[index]:
+            self._gaps.append(known - torch.cosine_similarity(kept.flatten(), output.flatten(), dim=0))
 
     def total(self) -> Tensor:
         """The sum of all kept outputs."""
