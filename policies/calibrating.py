@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,26 +46,32 @@ def calibrate(config: Mapping[str, Any], data: str) -> dict[str, Any]:
     policy = load_policy(values["folder"], heads, config["device"], Decode("plain"))
     sampler, steps = sampler_of(policy.head)
     dataset = Joined.of(data, policy.spec.horizon, config["control"])
-    require_match(Contract.of(policy.spec), dataset.contract, "the policy", f"data {data}")
-    apart = policy.spec.executed or policy.spec.horizon
+    data_contract = replace(dataset.contract, action=dataset.action)
+    require_match(Contract.of(policy.spec), data_contract, "the policy", f"data {data}")
+    if policy.spec.seen & dataset.initial_states:
+        _log.warning("data %s: the policy was trained on some of it; take other demonstrations to judge it by", data)
+    # All are judged on the same frames, also by those that need none before them.
+    apart = (policy.spec.executed or policy.spec.horizon) if config["warm_start"] else 0
     found = frames(dataset, config["recorded"] + config["judged"], apart, config["seed"])
     recorded, rest = found[: config["recorded"]], found[config["recorded"] :]
     recording = record(policy, [frame.observation for frame in recorded], config["seed"], config["metric"])
     schedules = _schedules(recording, config)
     with tempfile.TemporaryDirectory() as folder:
         ways = _ways(schedules, Path(folder), sampler, steps, config)
-        if any(frame.before is None for frame in rest):
-            _log.warning("frames without one %d rows before them are judged without warm starts", apart)
-        figures = _judged(policy, ways, rest, config["seed"])
+        figures = judge(policy, ways, rest, SystemClock(), config["seed"] + 1)
     rows = _rows(figures, schedules, ways, policy, steps, _memory(policy, rest[0]))
-    best, cached = _best(rows, rows, config["tolerance"]), _best(rows, schedules, config["tolerance"])
+    best, _ = _best(rows, figures, config["tolerance"])
+    cached, good = _best(rows, schedules, config["tolerance"])
+    if not good:
+        _log.warning("no caching schedule is within the tolerance; the nearest is %s", cached)
     out = Path(config["out"] or folder_of(values["folder"]))
-    replace(schedules[cached], limit=_limit(figures[cached][0])).save(out / SCHEDULE)
+    schedules[cached].save(out / SCHEDULE)
     named = {**asdict(ways[best]), "schedule": SCHEDULE if best in schedules else None}
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
         "steps": steps, "recorded": len(recorded), "judged": len(rest), "metric": recording.metric,
-        "tolerance": config["tolerance"], "recommendation": best, "cached": cached, "rows": rows,
+        "tolerance": config["tolerance"], "recommendation": best, "cached": cached, "cached_is_good": good,
+        "rows": rows,
     }  # fmt: skip
     write_json(out / "calibration.json", document)
     write_text(out / "calibration.html", page(document))
@@ -110,23 +116,8 @@ def _ways(
     return ways
 
 
-def _judged(
-    policy: VLAPolicy, ways: Mapping[str, Decode], rest: Sequence[Frame], seed: int
-) -> dict[str, tuple[Judgement, Judgement]]:
-    """For every way its figures, and the plain decode's on the same frames."""
-    paired = [frame for frame in rest if frame.before is not None]
-    cold = {name: way for name, way in ways.items() if way.warm_start is None}
-    warm = {name: way for name, way in ways.items() if way.warm_start is not None}
-    figures: dict[str, tuple[Judgement, Judgement]] = {}
-    for part, chosen in ((cold, rest), (warm, paired)):
-        if part and chosen:
-            found = judge(policy, part, chosen, SystemClock(), seed + 1)
-            figures |= {name: (found[name], found["plain"]) for name in part}
-    return figures
-
-
 def _rows(
-    figures: Mapping[str, tuple[Judgement, Judgement]],
+    figures: Mapping[str, Judgement],
     schedules: Mapping[str, Schedule],
     ways: Mapping[str, Decode],
     policy: VLAPolicy,
@@ -138,7 +129,8 @@ def _rows(
     costs = dict(zip(backbone.blocks(), backbone.costs(slots, memory), strict=True))
     full = steps * sum(costs.values())
     rows = []
-    for name, (own, plain) in figures.items():
+    plain = figures["plain"]
+    for name, own in figures.items():
         if name in schedules:
             share = sum(len(at) * costs[block] for block, at in schedules[name].blocks.items()) / full
         else:
@@ -151,14 +143,8 @@ def _rows(
             "flops_ratio": round(share, 4),
             "deviation": float(np.median(own.deviation)),
             "expert_error": float(np.mean(own.expert_error)),
-            "expert_error_of_plain": float(np.mean(plain.expert_error)),
         })  # fmt: skip
     return rows
-
-
-def _limit(judgement: Judgement) -> float:
-    """The gap beyond which reuse is not to be trusted: as far above the largest seen as that is above the median."""
-    return float(2 * judgement.gap.max() - np.median(judgement.gap))
 
 
 @torch.no_grad()
@@ -168,11 +154,14 @@ def _memory(policy: VLAPolicy, frame: Frame) -> int:
     return int(backbone.encode(policy.batch([frame.observation])).memory[0][0].shape[2]) + 1
 
 
-def _best(rows: Sequence[Mapping[str, Any]], among: Any, tolerance: float) -> str:
-    """The fastest whose mean expert error is at most plain's times 1 + tolerance; where none is, the nearest to it."""
-    names = {row["variant"] for row in rows} if among is rows else set(among)
-    known = [row for row in rows if row["variant"] in names]
-    good = [row for row in known if row["expert_error"] <= row["expert_error_of_plain"] * (1 + tolerance)]
+def _best(rows: Sequence[Mapping[str, Any]], among: Collection[str], tolerance: float) -> tuple[str, bool]:
+    """The fastest whose mean expert error is at most plain's times 1 + tolerance, and whether there is one.
+
+    Where there is none, the nearest to it.
+    """
+    plain = next(row["expert_error"] for row in rows if row["variant"] == "plain")
+    known = [row for row in rows if row["variant"] in among]
+    good = [row for row in known if row["expert_error"] <= plain * (1 + tolerance)]
     if good:
-        return str(min(good, key=lambda row: row["p50_ms"])["variant"])
-    return str(min(known, key=lambda row: row["expert_error"])["variant"])
+        return str(min(good, key=lambda row: row["p50_ms"])["variant"]), True
+    return str(min(known, key=lambda row: row["expert_error"])["variant"]), False

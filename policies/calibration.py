@@ -180,26 +180,30 @@ class Judgement:
 
 
 def frames(dataset: Dataset | Joined, count: int, apart: int, seed: int = 0) -> list[Frame]:
-    """`count` samples drawn from a data set, each with the one `apart` rows before it, where there is one.
+    """`count` samples drawn from a data set, in the order in which they are drawn.
 
+    apart: only samples that have one so many rows before them, which is what a warm start needs; 0 for all.
     ValueError for a set without that many samples.
     """
+
+    def place(index: int) -> tuple[int, int]:
+        return dataset.episode_of(index), round(dataset.answer(index).observed / dataset.period)
+
     usable = [index for index in range(len(dataset)) if dataset.foreseeable(index)]
+    places = {place(index): index for index in usable}
+    before = {index: places.get((place(index)[0], place(index)[1] - apart)) for index in usable}
+    usable = [index for index in usable if before[index] is not None]
     if len(usable) < count:
-        raise ValueError(f"calibrate: expected a data set with {count} usable samples, got {len(usable)}; record more")
-    chosen = np.random.default_rng(seed).permutation(usable)[:count]
-    places = {(dataset.episode_of(index), round(_time(dataset, index) / dataset.period)): index for index in usable}
+        raise ValueError(
+            f"calibrate: expected a data set with {count} usable samples, got {len(usable)}; record more, with "
+            f"image_stride=1, or take warm_start=[], since a warm start needs a sample {apart} rows earlier"
+        )
     found = []
-    for index in sorted(chosen.tolist()):
-        row = round(_time(dataset, index) / dataset.period)
-        before = places.get((dataset.episode_of(index), row - apart))
+    for index in np.random.default_rng(seed).permutation(usable)[:count].tolist():
         observation, chunk = dataset[index]
-        found.append(Frame(observation, chunk, None if before is None else dataset[before][0]))
+        earlier = before[index]
+        found.append(Frame(observation, chunk, dataset[earlier][0] if apart and earlier is not None else None))
     return found
-
-
-def _time(dataset: Dataset | Joined, index: int) -> float:
-    return dataset.answer(index).observed
 
 
 @torch.no_grad()

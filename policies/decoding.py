@@ -23,6 +23,7 @@ from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
+from vla_runtime.decoding.denoise import noise_schedule
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionSpec
 
@@ -68,25 +69,28 @@ class Decode:
             raise ValueError(f"decode.schedule: expected none with decode={self.mode}, got {self.schedule}")
         if self.warm_start is not None and (self.mode == "plain" or not 0 < self.warm_start <= 1):
             raise ValueError(
-                "decode.warm_start: expected a share in (0, 1], with decode=exact or bac, "
+                "decode.warm_start: expected a share in (0, 1], with decode=auto, exact or bac, "
                 f"got {self.warm_start} with decode={self.mode}"
             )
+        if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
+            raise ValueError(f"decode.steps: expected a whole number from 1 on, got {self.steps}")
         if self.deadline is not None and not self.deadline >= 0:
             raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
 
     def named(self, folder: Path) -> Decode:
         """This, or what the checkpoint in `folder` names where this is auto; `schedule` is then a path there."""
         path = folder / NAMED
-        if self.mode != "auto":
-            found = self
-        elif path.is_file():
-            try:
-                values = json.loads(path.read_text())
-                found = replace(Decode(**values), **self._asked())
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}: expected how to decode, got {error}") from error
-        else:
-            found = replace(self, mode="plain")
+        found = self
+        if self.mode == "auto":
+            known = PLAIN
+            if path.is_file():
+                try:
+                    known = Decode(**json.loads(path.read_text()))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{path}: expected how to decode, got {error}") from error
+            # A warm start is nothing that the plain way can do.
+            warm = self.warm_start is not None and known.mode == "plain"
+            found = replace(replace(known, mode="exact") if warm else known, **self._asked())
         if found.schedule is not None and self.schedule is None:
             found = replace(found, schedule=str(folder / found.schedule))
         if found.mode == "bac" and found.schedule is None:
@@ -115,11 +119,10 @@ def with_steps(head: Any, decode: Decode) -> Any:
     if isinstance(other, Diffusion):
         sampler = decode.sampler or other.denoising.sampler
         # A sampler that walks all steps is not asked for fewer by a checkpoint that named another.
-        steps = decode.steps or (other.denoising.train_steps if sampler == "ddpm" else other.denoising.steps)
-        other.denoising = replace(other.denoising, sampler=sampler, steps=steps)
-    elif isinstance(other, Flow):
-        if decode.steps is None or decode.steps < 1:
-            raise ValueError(f"decode.steps: expected at least 1, got {decode.steps}")
+        own = other.denoising.train_steps if sampler == "ddpm" else other.denoising.steps
+        other.denoising = replace(other.denoising, sampler=sampler, steps=own if decode.steps is None else decode.steps)
+        noise_schedule(other.denoising)  # a sampler that has no so many steps says so now
+    elif isinstance(other, Flow) and decode.steps is not None:
         other.steps = decode.steps
     elif isinstance(other, DiscreteDiffusion):
         asked: dict[str, Any] = {"rounds": decode.steps, "confident": decode.confident}
@@ -137,6 +140,8 @@ def decoder_for(
     head: after `with_steps`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
+    if decode.mode == "auto":
+        raise ValueError("decode=auto: expected plain, exact or bac here, where there is no checkpoint to name one")
     if isinstance(head, DiscreteDiffusion) and decode.mode == "plain":
         facts |= {name: one for name in ("confident", "deadline") if (one := getattr(decode, name)) is not None}
         return lambda: MaskedDecoder(head, backbone, decode.deadline), facts
@@ -144,20 +149,20 @@ def decoder_for(
         return lambda: PlainDecoder(head, backbone), facts
     if not isinstance(head, Diffusion | Flow):
         raise ValueError(
-            f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain, "
-            "which for this head computes nothing twice"
+            f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain"
         )
     if not hasattr(backbone, "timed"):
         raise ValueError(f"decode={decode.mode}: expected backbone nano, got {backbone.name}; take decode=plain")
     schedule = None
     if decode.mode == "bac":
-        assert decode.schedule is not None
+        if decode.schedule is None:
+            raise ValueError("decode=bac: expected decode.schedule, a file made by vla_runtime.calibrate, got none")
         schedule = Schedule.load(Path(decode.schedule))
         schedule.require(backbone.blocks(), facts["steps"], facts["sampler"], weights)
         full = len(schedule.blocks) * schedule.steps
         facts |= {
             "method": schedule.method, "updates": schedule.updates, "bubble": schedule.bubble,
-            "hit_rate": round(1 - schedule.evaluations() / full, 4),
+            "hit_rate": round(1 - schedule.evaluations() / full, 4), "calibration": schedule.calibration,
         }  # fmt: skip
     if decode.warm_start is not None:
         facts["warm_start"] = decode.warm_start

@@ -115,15 +115,16 @@ def test_kill_loses_at_most_the_running_episodes(tmp_path):
     assert len(names) == 24
 
 
-def test_rows_of_other_weights_are_not_gone_on_with(tmp_path):
+@pytest.mark.parametrize("was", [{"weights": "of before"}, {"decode": {"mode": "bac"}}])
+def test_rows_of_another_policy_under_the_same_name_are_not_gone_on_with(tmp_path, was):
     folder = tmp_path / "run"
     rollout("env=reach", "policy=expert", "episodes=2", "video=none", f"out={folder}")
     path = folder / "episodes.jsonl"
     first = path.read_text().splitlines()[0]
-    path.write_text(json.dumps({**json.loads(first), "weights": "of before"}) + "\n")
+    path.write_text(json.dumps({**json.loads(first), **was}) + "\n")
     done = command("env=reach", "policy=expert", "episodes=2", "video=none", f"out={folder}")
     assert done.returncode == 1
-    assert "the policy was trained again" in json.loads(done.stdout)["error"]
+    assert "the policy was trained or calibrated again" in json.loads(done.stdout)["error"]
     assert path.read_text().count("\n") == 1
 
 

@@ -159,9 +159,10 @@ def build_policy(config: Config, env: Env) -> Policy:
     """The policy of `config["policy"]` for `env`: its own expert, or the target called with the EnvSpec."""
     values = dict(config["policy"])
     seed = values.pop("seed")
-    how = config["choices"].get("decode", "auto")
-    if how != "auto" and "decode" not in values:
-        raise BadArguments(f"decode={how}: expected a learned policy, got policy={config['choices']['policy']}")
+    asked = {f"decode.{key}": value for key, value in config.get("decode", {}).items() if value is not None}
+    if asked != {"decode.mode": "auto"} and asked and "decode" not in values:
+        said = ", ".join(f"{key}={value}" for key, value in asked.items())
+        raise BadArguments(f"{said}: expected a learned policy, got policy={config['choices']['policy']}")
     if values["_target_"] == "expert":
         return env.expert(config["seed"] if seed is None else seed, config["style"])
     return build(values, env.spec)  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -74,7 +75,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     def plan(found: dict[str, Any]) -> list[Job]:
         nonlocal file
         facts.update(found)
-        _check_weights(folder, rows, found["common"]["weights"])
+        _check_policy(folder, rows, found["common"])
         requested.extend(_jobs(config, found["tasks"]))
         claim(folder, config)
         file = RowFile(folder, rows)
@@ -107,14 +108,15 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _check_weights(folder: Path, rows: list[Row], weights: str | None) -> None:
-    """ValueError where rows were made with other weights than the policy has now: trained again under the same name."""
+def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any]) -> None:
+    """ValueError where rows were made by a policy that has other weights now, or decodes otherwise, under one name."""
     for row in rows:
-        if row["weights"] != weights:
-            raise ValueError(
-                f"out={folder}: expected to go on with the weights of its rows, {row['weights']}, got {weights}; "
-                "the policy was trained again, so start over in another out="
-            )
+        for what in ("weights", "decode"):
+            if row[what] != common[what]:
+                raise ValueError(
+                    f"out={folder}: expected to go on with the {what} of its rows, {row[what]}, got {common[what]}; "
+                    "the policy was trained or calibrated again, so start over in another out="
+                )
 
 
 def _finish(config: Config, rows: list[Row], requested: int, folder: Path) -> dict[str, Any]:

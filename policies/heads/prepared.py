@@ -65,7 +65,12 @@ class PreparedDecoder:
         warm: Tensor | None = None,
         first: int = 0,
     ) -> Tensor:
-        """A chunk float [B, T, A] in [-1, 1]. warm: a guess of it, to begin with at step `first` instead of noise."""
+        """A chunk float [B, T, A] in [-1, 1]. warm: a guess of it, to begin with at step `first` instead of noise.
+
+        ValueError for a first step other than 0 without a guess.
+        """
+        if first and warm is None:
+            raise ValueError(f"warm start: expected a guess to begin with at step {first}, got none")
         self._begin(context, committed, batch, first)
         if self._table is not None:
             sample = denoise_exact(self._predict, noise, self._table, warm, first)

@@ -112,7 +112,6 @@ def test_caching_without_a_schedule_or_with_one_of_another_policy_is_refused(fol
         ("beast", Decode("bac", schedule="x"), "decode=bac: expected a diffusion or flow head, got beast"),
         ("beast", Decode("plain", steps=2), "got beast, which takes one pass"),
         ("flow", Decode("plain", sampler="ddim"), "expected a diffusion head, got flow"),
-        ("flow", Decode("plain", steps=0), "expected at least 1, got 0"),
     ],
 )
 def test_what_a_head_cannot_do_is_refused(make_policy, head, decode, message):
@@ -125,11 +124,32 @@ def test_what_nobody_can_do_is_refused():
         Decode("swift")
     with pytest.raises(ValueError, match="expected none with decode=plain"):
         Decode("plain", schedule="x")
+    for steps in (0, 2.5, True):
+        with pytest.raises(ValueError, match=r"decode\.steps: expected a whole number"):
+            Decode("plain", steps=steps)
 
 
-def test_the_expert_decodes_nothing(tmp_path):
-    config = load("rollout", ["env=reach", "policy=expert", "decode=bac", "episodes=1", f"out={tmp_path / 'run'}"])
-    with pytest.raises(BadArguments, match="decode=bac: expected a learned policy, got policy=expert"):
+def test_what_only_a_checkpoint_can_answer_is_refused_without_one(make_policy):
+    policy = make_policy("diffusion", denoising=TWELVE)
+    with pytest.raises(ValueError, match="expected plain, exact or bac"):
+        policy.decoding(Decode())
+    with pytest.raises(ValueError, match=r"expected decode\.schedule"):
+        policy.decoding(Decode("bac"))
+    with pytest.raises(ValueError, match="take fewer"):
+        policy.decoding(Decode("exact", sampler="dpm"))
+
+
+def test_a_warm_start_alone_is_decoded_exactly(folder):
+    assert load_policy(folder, decode=Decode(warm_start=0.5)).spec.decode["mode"] == "exact"
+    (folder / "decode.json").write_text(json.dumps({"mode": "plain", "sampler": "ddim", "steps": 4}))
+    found = load_policy(folder, decode=Decode(warm_start=0.5)).spec.decode
+    assert found == {"mode": "exact", "sampler": "ddim", "steps": 4, "warm_start": 0.5}
+
+
+@pytest.mark.parametrize("asked", ["decode=bac", "decode.steps=5"])
+def test_the_expert_decodes_nothing(tmp_path, asked):
+    config = load("rollout", ["env=reach", "policy=expert", asked, "episodes=1", f"out={tmp_path / 'run'}"])
+    with pytest.raises(BadArguments, match="expected a learned policy, got policy=expert"):
         rollout.rollout(config)
 
 

@@ -71,6 +71,7 @@ def test_blindfolded_it_does_not(tmp_path):
     runner = EpisodeRunner(load("rollout", ["env=lift", "env.max_steps=60", *shown]), "none", tmp_path)
     rows = [runner((0, episode)) for episode in range(3)]
     runner.close()
+    assert [row["error"] for row in rows] == [None] * 3
     assert sum(row["success"] for row in rows) <= 1
 
 

@@ -125,8 +125,11 @@ def decode_masked(
         probability = logits_of(ids, masked).float().softmax(-1)
         if decoding.confident is not None and not last:
             sure = ((probability.amax(-1) >= decoding.confident) | ~masked).all(1, keepdim=True)
+        if last:
+            fade = 0.0  # also where the last round came early
         tau = decoding.temperature if decoding.order == "released" else decoding.temperature * fade
         chosen = _choose(probability, tau, noise["ids"][k] if noise else None)
+        chosen = torch.where(sure, probability.argmax(-1), chosen)
         now = probability.gather(-1, chosen[..., None])[..., 0]
         current = probability.gather(-1, ids[..., None])[..., 0]
         if last:

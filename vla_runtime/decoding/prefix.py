@@ -18,7 +18,7 @@ class RefreshedPrefix:
     """A backbone whose steps refresh the prefix only in some rounds; in all else it is the backbone.
 
     refresh: rounds, from 0 on, that compute everything; the first of every decode always does. The backbone must
-    offer `step_keeping`. `begin` starts a decode.
+    offer `step_keeping`. A context that is not the one of the step before begins a decode, as does `begin`.
     """
 
     def __init__(self, backbone: Any, refresh: Collection[int]):
@@ -26,6 +26,7 @@ class RefreshedPrefix:
             raise ValueError(f"decode.refresh: expected rounds from 0 on, got {sorted(refresh)}")
         self._backbone, self._refresh = backbone, frozenset(refresh) | {0}
         self._kept: Any = ()
+        self._context: Any = None
         self._round = 0
         self.refreshed = 0
 
@@ -34,12 +35,14 @@ class RefreshedPrefix:
 
     def begin(self) -> None:
         """Forget the decode before; the next step is round 0."""
-        self._kept, self._round = (), 0
+        self._kept, self._round, self._context = (), 0, None
 
     def step(
         self, context: Any, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
     ) -> Tensor:
         """As the backbone's own, in the next round."""
+        if context is not self._context:
+            self._context, self._round = context, 0
         fresh = self._round in self._refresh
         kept = () if fresh else self._kept
         hidden, now = self._backbone.step_keeping(context, slots_BLD, mask_LL, cond_BD, kept)

@@ -25,9 +25,10 @@ def page(calibration: Mapping[str, Any]) -> str:
     said = {key: escape(str(value)) for key, value in calibration.items() if key != "rows"}
     told = (
         f"{said['sampler']}, {said['steps']} steps; recorded on {said['recorded']}, judged on {said['judged']} other "
-        f"frames; {said['hardware']}. Recommended: <b>{said['recommendation']}</b>; of the cached: {said['cached']}. "
-        "That is the fastest whose chunks are, on average, at most "
-        f"{calibration['tolerance']:.0%} further from recorded ones than the plain decode's."
+        f"frames; {said['hardware']}. Recommended: <b>{said['recommendation']}</b>, "
+        "the fastest whose chunks are, on average, at most "
+        f"{calibration['tolerance']:.0%} further from recorded ones than the plain decode's. Of the cached: "
+        f"{said['cached']}" + ("." if calibration["cached_is_good"] else ", the nearest; none is within the tolerance.")
     )
     lines = [
         (

@@ -134,6 +134,12 @@ def test_a_warm_start_takes_fewer_steps_and_stays_near_its_guess(name):
     assert distances[0] < distances[1]
 
 
+def test_a_warm_start_from_nothing_is_refused():
+    backbone, head = parts("ddpm")
+    with pytest.raises(ValueError, match="expected a guess to begin with at step 5"):
+        PreparedDecoder(head, backbone)(observation(backbone), None, noise(head), first=5)
+
+
 def test_a_warm_start_composes_with_a_schedule():
     backbone, head = parts("ddpm")
     plan = schedule(STEPS, 4)  # 0, 5, 10, 15
@@ -147,8 +153,8 @@ def test_a_warm_start_composes_with_a_schedule():
     assert torch.equal(decoder(context, None, drawn), cold)
 
 
-def guarded(backbone, head, limit):
-    """A schedule that expects what the first chunk of a fresh decoder does."""
+def guarded(limit):
+    """A schedule that expects every update to be like the one before it."""
     steps = uniform(STEPS, 4)
     blocks = blocks_of(DEPTH)
     return schedule(STEPS, 4, expected=dict.fromkeys(blocks, (1.0,) * (len(steps) - 1)), limit=limit)
@@ -156,12 +162,12 @@ def guarded(backbone, head, limit):
 
 def test_the_guard_says_how_far_reused_outputs_are_from_new_ones():
     backbone, head = parts("ddpm")
-    decoder = PreparedDecoder(head, backbone, guarded(backbone, head, None))
+    decoder = PreparedDecoder(head, backbone, guarded(None))
     decoder(observation(backbone), None, noise(head))
     kept = {}
 
     # The same by hand: every update against the one before it.
-    recorded = PreparedDecoder(head, backbone, guarded(backbone, head, None))
+    recorded = PreparedDecoder(head, backbone, guarded(None))
     gaps, inner = [], recorded.cache.branch
 
     def branch(index, compute):
@@ -183,7 +189,7 @@ def test_beyond_its_limit_the_next_chunk_is_decoded_in_full():
     backbone, head = parts("ddpm")
     context, drawn = observation(backbone), noise(head)
     full = PreparedDecoder(head, backbone)(context, None, drawn)
-    alarmed, calm = (PreparedDecoder(head, backbone, guarded(backbone, head, limit)) for limit in (-1.0, 10.0))
+    alarmed, calm = (PreparedDecoder(head, backbone, guarded(limit)) for limit in (-1.0, 10.0))
     cached = calm(context, None, drawn)
     assert not torch.equal(cached, full)
     for expected in (cached, full, cached, full):
@@ -194,7 +200,7 @@ def test_beyond_its_limit_the_next_chunk_is_decoded_in_full():
 
 def test_a_warm_start_compares_with_what_was_calibrated_only():
     backbone, head = parts("ddpm")
-    decoder = PreparedDecoder(head, backbone, guarded(backbone, head, None))
+    decoder = PreparedDecoder(head, backbone, guarded(None))
     context, drawn = observation(backbone), noise(head)
     cold = decoder(context, None, drawn)
     decoder(context, None, drawn, warm=cold, first=12)  # step 12, and after it the update at 15
