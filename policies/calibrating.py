@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,21 @@ from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.data.joined import Joined
-from vla_runtime.decoding.bac import Schedule
+from vla_runtime.decoding.bac import METRICS, Schedule
 from vla_runtime.disk import write_json, write_text
 from vla_runtime.evaluation.calibration_page import page
 from vla_runtime.machine import hardware
 
 SCHEDULE = "schedule.json"
+USUAL = {"updates": (5, 7, 10, 20), "fewer_steps": (5, 10, 16, 20, 50)}
 _log = logging.getLogger(__name__)
 
 
-def calibrate(config: Mapping[str, Any], data: str) -> dict[str, Any]:
-    """Calibrate the policy that `config` (configs/calibrate.yaml) names on the data set in `data`.
+def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str, Any]:
+    """Calibrate the policy that `config` (configs/calibrate.yaml) names on a data set.
 
-    Writes schedule.json, calibration.json and calibration.html into `out`, and with `name=true` decode.json, which
+    data_folder: where it lies; asked for once, when the settings have been found to fit the policy. Writes
+    schedule.json, calibration.json and calibration.html into `out`, and with `name=true` decode.json, which
     decode=auto follows. SpecMismatch for data of another contract, ValueError for a policy without steps and for
     settings out of range.
     """
@@ -45,6 +47,12 @@ def calibrate(config: Mapping[str, Any], data: str) -> dict[str, Any]:
     heads = {name: own_class(target) for name, target in (values.get("heads") or {}).items()}
     policy = load_policy(values["folder"], heads, config["device"], Decode("plain"))
     sampler, steps = sampler_of(policy.head)
+    config = dict(config)
+    for name, usual in USUAL.items():
+        if config[name] is None:
+            config[name] = [number for number in usual if number < steps]
+    _check(config, policy, steps)
+    data = data_folder()
     dataset = Joined.of(data, policy.spec.horizon, config["control"])
     data_contract = replace(dataset.contract, action=dataset.action)
     require_match(Contract.of(policy.spec), data_contract, "the policy", f"data {data}")
@@ -85,6 +93,23 @@ def calibrate(config: Mapping[str, Any], data: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _check(config: Mapping[str, Any], policy: VLAPolicy, steps: int) -> None:
+    backbone: Any = policy.backbone
+    if not hasattr(backbone, "blocks"):
+        raise ValueError(f"calibrate: expected a backbone with blocks, got {backbone.name}")
+    ranges = (("updates", 1, steps), ("bubble", 0, len(backbone.blocks())), ("fewer_steps", 1, steps - 1))
+    for name, low, high in ranges:
+        for value in config[name]:
+            if not low <= value <= high:
+                raise ValueError(
+                    f"{name}: expected numbers from {low} to {high}, got {value}; this policy takes {steps} steps"
+                )
+    if config["metric"] not in METRICS:
+        raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {config['metric']!r}")
+    if config["name"] and config["out"] is not None:
+        raise ValueError("name=true: expected out=null, since decode=auto looks in the checkpoint's own folder")
+
+
 def _schedules(recording: Recording, config: Mapping[str, Any]) -> dict[str, Schedule]:
     found = {}
     for updates in config["updates"]:
@@ -109,8 +134,7 @@ def _ways(
             ways[f"{fewer} steps"] = Decode("exact", steps=fewer)
             continue
         for other in ("ddim", "dpm"):
-            if fewer < steps:
-                ways[f"{other} {fewer}"] = Decode("exact", sampler=other, steps=fewer)
+            ways[f"{other} {fewer}"] = Decode("exact", sampler=other, steps=fewer)
     for share in config["warm_start"]:
         ways[f"warm start {share:g}"] = Decode("exact", warm_start=share)
     return ways

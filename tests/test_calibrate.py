@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -44,8 +45,11 @@ def calibrated(policy, out, *options):
 
 
 def test_a_schedule_a_table_and_a_page(diffusion, recorded, tmp_path):
-    line, code = calibrated(diffusion, tmp_path, f"data={recorded}", "name=true")
+    own = tmp_path / "own"
+    shutil.copytree(diffusion, own)
+    line, code = calibrated(own, "null", f"data={recorded}", "name=true")
     assert code == 0
+    tmp_path = own
     assert {"schedule", "steps", "updates", "flops_ratio", "action_error", "recommendation"} <= set(line)
     schedule = Schedule.load(tmp_path / "schedule.json")
     assert schedule.weights == load_policy(diffusion).spec.weights
@@ -74,12 +78,28 @@ def test_demonstrations_are_recorded_where_none_are_given(diffusion, tmp_path):
     assert not (tmp_path / "decode.json").exists()
 
 
+def test_flow_is_calibrated_by_what_fits_it_and_refused_before_anything_is_recorded(recorded, tmp_path, monkeypatch):
+    head = ["head=flow", "head.steps=8", "tokenizer=none"]
+    finetune.finetune(load("finetune", [f"data={recorded}", f"out={tmp_path / 'flow'}", *TINY, *head]))
+    few = [f"data={recorded}", "updates=null", "fewer_steps=null", "judged=2", "warm_start=[]"]
+    calibrated(tmp_path / "flow", tmp_path / "out", *few)
+    rows = json.loads((tmp_path / "out" / "calibration.json").read_text())["rows"]
+    names = {row["variant"] for row in rows}
+    assert {"uniform 5", "uniform 7", "5 steps"} <= names
+    assert not {"uniform 10", "10 steps"} & names
+    monkeypatch.setattr(calibrate, "collect", lambda _: pytest.fail("recorded for nothing"))
+    with pytest.raises(ValueError, match="expected numbers from 1 to 8, got 9"):
+        calibrated(tmp_path / "flow", tmp_path / "out", "updates=[9]")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["updates=[11]"], "expected 1 to 10"),
-        (["bubble=[7]"], "expected 0 to 6"),
-        (["metric=wasserstein"], "calibrate.metric"),
+        (["updates=[11]"], "expected numbers from 1 to 10, got 11"),
+        (["bubble=[7]"], "expected numbers from 0 to 6, got 7"),
+        (["fewer_steps=[10]"], "expected numbers from 1 to 9, got 10"),
+        (["metric=wasserstein"], "expected one of cosine"),
+        (["name=true"], "expected out=null"),
         (["judged=100000"], "expected a data set with 100002 usable samples"),
     ],
 )

@@ -26,17 +26,19 @@ def calibrate(config: Config) -> Result:
         if config[name] < 1:
             raise BadArguments(f"{name}: expected at least 1, got {config[name]}")
     run = build({**config["calibrator"], "_partial_": True})
-    if config["data"] is not None:
-        return run(config, config["data"]), 0
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "demonstrations"
-        _log.info("no data=: recording %d demonstrations of %s first", config["episodes"], config["choices"]["env"])
-        recording = load("collect", [
-            f"env={config['choices']['env']}", f"episodes={config['episodes']}", f"seed={FIRST_SEED + config['seed']}",
-            "recover=true", f"out={data}",
-        ])  # fmt: skip
-        collect({**recording, "env": config["env"]})
-        return run(config, str(data)), 0
+        # Asked for when the settings have been checked: recording takes minutes.
+        return run(config, lambda: config["data"] or _recorded(config, Path(folder) / "demonstrations")), 0
+
+
+def _recorded(config: Config, out: Path) -> str:
+    _log.info("no data=: recording %d demonstrations of %s first", config["episodes"], config["choices"]["env"])
+    recording = load("collect", [
+        f"env={config['choices']['env']}", f"episodes={config['episodes']}", f"seed={FIRST_SEED + config['seed']}",
+        "recover=true", f"out={out}",
+    ])  # fmt: skip
+    collect({**recording, "env": config["env"]})
+    return str(out)
 
 
 if __name__ == "__main__":
