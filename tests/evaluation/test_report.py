@@ -220,3 +220,13 @@ def test_a_scatter_on_logarithmic_axes_needs_numbers_above_zero() -> None:
     with pytest.raises(ValueError, match="expected points above 0"):
         scatter({}, ("cost", "error"))
     assert scatter({"a": [(3.0, 0.05, "x")]}, ("cost", "error")).count("<text") >= 6
+
+
+def test_what_chunks_say_of_their_decoding_is_shown(tmp_path: Path) -> None:
+    timings = [{**row(0, index)["timing"], "chunks": {"cache_gap": 0.01 * index}} for index in range(5)]
+    rows = [row(0, index, timing=timing) for index, timing in enumerate(timings)]
+    write_report(folder(tmp_path, [*rows, row(0, 5)]))
+    page = (tmp_path / "report.html").read_text()
+    parse(page)
+    assert "Decoding: cache gap" in page
+    assert "median of 5 episodes 0.02" in page

@@ -14,6 +14,7 @@ from policies.checkpoint import load_policy, save_policy
 from policies.decoding import PLAIN, Decode, WarmStart, neutral_row
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
+from vla_runtime.evaluation.episodes import EpisodeRunner
 
 TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
 
@@ -222,3 +223,12 @@ def test_masked_diffusion_tells_of_its_rounds_and_keeps_deadlines(make_policy, o
 def test_other_heads_have_no_rounds_to_end(make_policy, options):
     with pytest.raises(ValueError, match="expected a discrete_diffusion head, got beast"):
         make_policy("beast").decoding(Decode("plain", **options))
+
+
+def test_what_chunks_say_reaches_the_row(make_policy, tmp_path):
+    options = {"decoding": {"rounds": 3}}
+    save_policy(tmp_path / "dd", make_policy("discrete_diffusion", **options), options, {})
+    config = load("rollout", ["env=reach", "env.size=16", "env.max_steps=20", f"policy={tmp_path / 'dd'}"])
+    chunks = EpisodeRunner(config, "none", tmp_path)((0, 0))["timing"]["chunks"]
+    assert chunks["rounds"] == 3
+    assert set(chunks) == {"rounds", "forced", "confidence"}

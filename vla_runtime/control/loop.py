@@ -99,6 +99,7 @@ def run(
             chunk = session.predict(seen)
             latency = wall.now() - plan_began
             trace.latencies.append(latency)
+            trace.facts.append(chunk.facts)
             outside += latency
             result.plans += 1
             if len(chunk.actions) < replan:

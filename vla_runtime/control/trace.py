@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ class Trace:
 
     states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered;
     latencies and ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended
-    after the next was due.
+    after the next was due. facts: what each chunk said of how it was decoded.
     """
 
     states: list[Float] = field(default_factory=list)
@@ -25,6 +25,12 @@ class Trace:
     overruns: int = 0
     latencies: list[float] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
+    facts: list[Mapping[str, float]] = field(default_factory=list)
+
+    def chunk_means(self) -> dict[str, float]:
+        """The mean of every fact over the chunks that say it."""
+        names = sorted({name for one in self.facts for name in one})
+        return {name: round(float(np.mean([one[name] for one in self.facts if name in one])), 6) for name in names}
 
 
 def percentiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float | None]:

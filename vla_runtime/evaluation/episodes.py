@@ -116,6 +116,8 @@ class EpisodeRunner:
             "wall_s": round(wall_s, 6),
             "reset_s": round(reset_s, 6),
             "latencies_ms": [round(1e3 * latency, 3) for latency in result.trace.latencies],
+            # Beside the times, since rounds may end by a deadline.
+            "chunks": result.trace.chunk_means(),
             "tick_us": percentiles(result.trace.ticks, 1e6),
             "overruns": result.trace.overruns,
             "host": socket.gethostname(),

@@ -158,6 +158,10 @@ def _charts(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
         p50, p95, p99, most = (number(x) for x in np.percentile(latencies, (50, 95, 99, 100)))
         told = f"{len(latencies)} plans; p50 {p50}, p95 {p95}, p99 {p99}, largest {most} ms"
         cards.append(("Planning latency", told, histogram(latencies, "ms per plan")))
+    for name in sorted({name for row in rows for name in row["timing"].get("chunks") or ()}):
+        means = [float(row["timing"]["chunks"][name]) for row in rows if name in (row["timing"].get("chunks") or ())]
+        told = f"mean over an episode's chunks; median of {len(means)} episodes {number(float(np.median(means)))}"
+        cards.append((f"Decoding: {name.replace('_', ' ')}", told, histogram(means, f"{name} per chunk")))
     if steps:
         rate = (summary.get("control") or {}).get("rate_hz")
         seconds = f" ({np.median(steps) / rate:.1f} s at {rate:g} Hz)" if rate else ""
