@@ -46,8 +46,6 @@ class PreparedDecoder:
             cond = head.network.time(head.network.waves(times))
             self._timed = backbone.timed(cond)
         self._slots: Tensor | None = None
-        self._limit = None if schedule is None else schedule.limit
-        self._full_now = self._full_next = False
         self.facts: dict[str, float] = {}
 
     @property
@@ -80,19 +78,15 @@ class PreparedDecoder:
                 sample = warm * (first / self._steps) + sample * (1 - first / self._steps)
             for k in range(first, self._steps):
                 sample = torch.add(sample, self._predict(sample, k), alpha=1 / self._steps)
-        self._judge()
+        self._tell()
         return keep_committed(sample.clamp(-1, 1), committed)
 
-    def _judge(self) -> None:
-        """Say how well what was reused still fits; where it does not, the next chunk is decoded in full."""
-        gap = None if self.cache is None or self._full_now else self.cache.gap()
-        self.facts = {} if self.cache is None else {"full": float(self._full_now)}
-        if gap is not None:
-            self.facts["cache_gap"] = float(gap)
-        self._full_next = gap is not None and self._limit is not None and self.facts["cache_gap"] > self._limit
+    def _tell(self) -> None:
+        """Say how alike reused outputs and those that replaced them were, beside calibration."""
+        gap = None if self.cache is None else self.cache.gap()
+        self.facts = {} if gap is None else {"cache_gap": float(gap)}
 
     def _begin(self, context: Any, committed: Committed | None, batch: int, first: int) -> None:
-        self._full_now = self._full_next
         if self._cached is not None:
             self._cached.begin(first)
         self._timed.begin(context)
@@ -107,7 +101,7 @@ class PreparedDecoder:
         slots, rows = self._slots, self._network.rows
         assert slots is not None
         torch.add(self._network.embed(sample), self._network.places, out=slots[:, -rows:])
-        steps = self._backbone if self._cached is None or self._full_now else self._cached
+        steps = self._backbone if self._cached is None else self._cached
         hidden = steps.step(self._timed.at(k), slots)
         return self._network.out(hidden[:, -rows:])  # type: ignore[no-any-return]
 

@@ -139,7 +139,7 @@ def schedule(**changes):
 
 
 def test_a_schedule_is_read_back_as_it_was_written(tmp_path):
-    one = schedule(expected=dict.fromkeys(blocks_of(2), (0.5, 0.25)), limit=0.1)
+    one = schedule(expected=dict.fromkeys(blocks_of(2), (0.5, 0.25)))
     one.save(tmp_path / "schedule.json")
     assert Schedule.load(tmp_path / "schedule.json") == one
     assert one.evaluations() == 18

@@ -137,7 +137,7 @@ class Schedule:
 
     weights: hash of the checkpoint's. sampler, steps: the denoising it is for. method: how it was made; updates: S;
     bubble: n; calibration: what it was recorded on. expected: for every update after a block's first, the cosine of
-    its output to that of the update before, as recorded; limit: the mean by which a chunk's may fall short of that.
+    its output to that of the update before, as recorded.
     """
 
     blocks: dict[Block, Steps]
@@ -150,7 +150,6 @@ class Schedule:
     metric: str
     calibration: str
     expected: dict[Block, tuple[float, ...]] = field(default_factory=dict)
-    limit: float | None = None
 
     def __post_init__(self) -> None:
         for block, steps in self.blocks.items():

@@ -153,21 +153,21 @@ def test_a_warm_start_composes_with_a_schedule():
     assert torch.equal(decoder(context, None, drawn), cold)
 
 
-def guarded(limit):
+def guarded():
     """A schedule that expects every update to be like the one before it."""
     steps = uniform(STEPS, 4)
     blocks = blocks_of(DEPTH)
-    return schedule(STEPS, 4, expected=dict.fromkeys(blocks, (1.0,) * (len(steps) - 1)), limit=limit)
+    return schedule(STEPS, 4, expected=dict.fromkeys(blocks, (1.0,) * (len(steps) - 1)))
 
 
-def test_the_guard_says_how_far_reused_outputs_are_from_new_ones():
+def test_it_says_how_far_reused_outputs_are_from_new_ones():
     backbone, head = parts("ddpm")
-    decoder = PreparedDecoder(head, backbone, guarded(None))
+    decoder = PreparedDecoder(head, backbone, guarded())
     decoder(observation(backbone), None, noise(head))
     kept = {}
 
     # The same by hand: every update against the one before it.
-    recorded = PreparedDecoder(head, backbone, guarded(None))
+    recorded = PreparedDecoder(head, backbone, guarded())
     gaps, inner = [], recorded.cache.branch
 
     def branch(index, compute):
@@ -182,25 +182,11 @@ def test_the_guard_says_how_far_reused_outputs_are_from_new_ones():
     recorded(observation(backbone), None, noise(head))
     assert len(gaps) == 3 * DEPTH * 3
     assert decoder.facts["cache_gap"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-6)
-    assert decoder.facts["full"] == 0
-
-
-def test_beyond_its_limit_the_next_chunk_is_decoded_in_full():
-    backbone, head = parts("ddpm")
-    context, drawn = observation(backbone), noise(head)
-    full = PreparedDecoder(head, backbone)(context, None, drawn)
-    alarmed, calm = (PreparedDecoder(head, backbone, guarded(limit)) for limit in (-1.0, 10.0))
-    cached = calm(context, None, drawn)
-    assert not torch.equal(cached, full)
-    for expected in (cached, full, cached, full):
-        assert torch.equal(alarmed(context, None, drawn), expected)
-        assert alarmed.facts["full"] == float(expected is full)
-        assert torch.equal(calm(context, None, drawn), cached)
 
 
 def test_a_warm_start_compares_with_what_was_calibrated_only():
     backbone, head = parts("ddpm")
-    decoder = PreparedDecoder(head, backbone, guarded(None))
+    decoder = PreparedDecoder(head, backbone, guarded())
     context, drawn = observation(backbone), noise(head)
     cold = decoder(context, None, drawn)
     decoder(context, None, drawn, warm=cold, first=12)  # step 12, and after it the update at 15
