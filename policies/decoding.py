@@ -226,9 +226,14 @@ class WarmStart:
     """
 
     def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor):
-        self.first = steps - max(1, round(share * steps))
+        self.first = self.begins(share, steps)
         self._period, self._neutral = period, neutral_A
         self._last: tuple[Tensor, float, str] | None = None
+
+    @staticmethod
+    def begins(share: float, steps: int) -> int:
+        """The first step that is taken."""
+        return steps - max(1, round(share * steps))
 
     def guess(self, time: float, instruction: str) -> Tensor | None:
         """Rows float [1, T, A] for a chunk from `time` on; None where the chunk before says nothing of it."""

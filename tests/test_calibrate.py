@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from policies.checkpoint import load_policy
 from policies.decoding import Decode
@@ -19,8 +20,8 @@ TINY = [
     *("backbone.image_size=16", "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=2"),
 ]
 FAST = [
-    *("control=null", "recorded=2", "judged=6", "updates=[2,4]", "bubble=[2]", "fewer_steps=[3]"),
-    *("warm_start=[0.5]", "tolerance=10"),
+    *("control=null", "recorded=1", "judged=6", "updates=[2,4]", "bubble=[2]", "fewer_steps=[3]"),
+    *("warm_start=[0.5]", "tolerance=10", "noises=2", "timed=4"),
 ]
 
 
@@ -55,23 +56,44 @@ def test_a_schedule_a_table_and_a_page(diffusion, recorded, tmp_path):
     assert schedule.weights == load_policy(diffusion).spec.weights
     document = json.loads((tmp_path / "calibration.json").read_text())
     rows = {row["variant"]: row for row in document["rows"]}
-    assert set(rows) == {
-        "plain", "exact", "uniform 2", "unified 2", "blockwise 2", "bac 2, 2 bubbled", "uniform 4", "unified 4",
-        "blockwise 4", "bac 4, 2 bubbled", "ddim 3", "dpm 3", "warm start 0.5",
+    assert set(rows) >= {
+        "plain", "plain, other noise", "exact", "uniform 2", "unified 2", "blockwise 2", "bac 2, 2 bubbled",
+        "uniform 4", "unified 4", "blockwise 4", "bac 4, 2 bubbled", "ddim 3", "dpm 3", "warm start 0.5",
+        "bac 2, 2 bubbled, warm start 0.5", "bac 4, 2 bubbled, warm start 0.5",
     }  # fmt: skip
     assert rows["plain"]["deviation"] == 0
+    assert rows["plain"]["worse_than_plain_interval"] == [0, 0]
+    # Another noise gives another chunk, and is what the others are to be measured by.
+    assert rows["plain, other noise"]["deviation"] > 10 * rows["exact"]["deviation"]
+    assert rows["plain, other noise"]["p50_ms"] is None
+    assert rows["warm start 0.5"]["flops_ratio"] == pytest.approx(0.5)
+    both = rows["bac 4, 2 bubbled, warm start 0.5"]["flops_ratio"]
+    assert both < min(rows["bac 4, 2 bubbled"]["flops_ratio"], rows["warm start 0.5"]["flops_ratio"])
+    for row in rows.values():
+        low, high = row["expert_error_median_interval"]
+        assert low <= row["expert_error_median"] <= high
+    # The same work as bubbling spends, spent without it.
+    bubbled = rows["bac 2, 2 bubbled"]["flops_ratio"]
+    assert min(abs(rows[name]["flops_ratio"] - bubbled) for name in rows if name.startswith("uniform")) < 0.07
+    assert document["homogeneity"]["frames"] == 5
+    assert schedule.guard == document["guard"] is not None
     assert rows["exact"]["deviation"] < 1e-4
     assert rows["ddim 3"]["flops_ratio"] == pytest.approx(0.3)
     assert rows["uniform 4"]["flops_ratio"] == pytest.approx(0.5)  # four steps and the last
     page = (tmp_path / "calibration.html").read_text()
     assert all(name in page for name in rows)
+    assert "<svg" in page
+    with Image.open(tmp_path / "calibration.png") as image:
+        image.verify()
     # With so wide a tolerance the fastest wins; decode=auto then follows it.
-    assert line["recommendation"] == min(rows, key=lambda name: rows[name]["p50_ms"])
+    assert line["recommendation"] == min(
+        (name for name in rows if rows[name]["p50_ms"] is not None), key=lambda name: rows[name]["p50_ms"]
+    )
     assert Decode(**json.loads((tmp_path / "decode.json").read_text())).mode in ("exact", "bac", "plain")
 
 
 def test_demonstrations_are_recorded_where_none_are_given(diffusion, tmp_path):
-    few = ["episodes=2", "judged=3", "warm_start=[]", "updates=[3]", "fewer_steps=[]"]
+    few = ["episodes=3", "judged=3", "warm_start=[]", "updates=[3]", "fewer_steps=[]"]
     line, _ = calibrated(diffusion, tmp_path, *few)
     assert (tmp_path / "schedule.json").is_file()
     assert line["steps"] == 10
@@ -100,7 +122,8 @@ def test_flow_is_calibrated_by_what_fits_it_and_refused_before_anything_is_recor
         (["fewer_steps=[10]"], "expected numbers from 1 to 9, got 10"),
         (["metric=wasserstein"], "expected one of cosine"),
         (["name=true"], "expected out=null"),
-        (["judged=100000"], "expected a data set with 100002 usable samples"),
+        (["judged=100000"], "expected a data set with usable samples of 1 episodes to record and 100000 of others"),
+        (["recorded=100"], "samples of 100 episodes to record and 6 of others, got"),
     ],
 )
 def test_settings_out_of_range_are_named(diffusion, recorded, tmp_path, options, message):

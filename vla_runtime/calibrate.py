@@ -22,7 +22,7 @@ def calibrate(config: Config) -> Result:
     """Calibrate what `config` says; the last line and the exit code. BadArguments for options that cannot be."""
     if "folder" not in config["policy"]:
         raise BadArguments(f"policy: expected a trained policy, got {config['choices']['policy']}")
-    for name in ("recorded", "judged", "episodes"):
+    for name in ("recorded", "judged", "noises", "timed", "episodes"):
         if config[name] < 1:
             raise BadArguments(f"{name}: expected at least 1, got {config[name]}")
     run = build({**config["calibrator"], "_partial_": True})

@@ -7,6 +7,7 @@ holds buffers; the plain `decode` of the heads is its reference.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from policies.heads.slots import keep_committed
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import StepTable, denoise_exact, step_table
 from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+
+_log = logging.getLogger(__name__)
 
 
 class PreparedDecoder:
@@ -39,6 +42,8 @@ class PreparedDecoder:
         self._steps = len(times)
         self.cache: FeatureCache | None = None
         self._cached: CachedSteps | None = None
+        self._guard = None if schedule is None else schedule.guard
+        self._full = False
         if schedule is not None:
             self._cached = CachedSteps(backbone, self._planned(schedule))
             self.cache = self._cached.cache
@@ -82,13 +87,30 @@ class PreparedDecoder:
         return keep_committed(sample.clamp(-1, 1), committed)
 
     def _tell(self) -> None:
-        """Say how alike reused outputs and those that replaced them were, beside calibration."""
-        gap = None if self.cache is None else self.cache.gap()
-        self.facts = {} if gap is None else {"cache_gap": float(gap)}
+        """Say how alike reused outputs and those that replaced them were, beside calibration, and heed it.
+
+        Once they were less alike than the schedule's guard allows, the next chunk is decoded in full, and the one
+        after it by plan again.
+        """
+        self.facts = {}
+        if self.cache is None:
+            return
+        self.facts["decoded_in_full"] = float(self._full)
+        gap = None if self._full else self.cache.gap()
+        self._full = False
+        if gap is None:
+            return
+        self.facts["cache_gap"] = float(gap.max())
+        self._full = self._guard is not None and self.facts["cache_gap"] > self._guard
+        if self._full:
+            _log.warning(
+                "cache guard: similarity of reused outputs is %.4f below calibration's, more than %.4f: the next chunk "
+                "is decoded in full", self.facts["cache_gap"], self._guard,
+            )  # fmt: skip
 
     def _begin(self, context: Any, committed: Committed | None, batch: int, first: int) -> None:
         if self._cached is not None:
-            self._cached.begin(first)
+            self._cached.begin(first, self._full)
         self._timed.begin(context)
         prefix = self._network.prefix(committed, batch)
         rows = self._network.rows

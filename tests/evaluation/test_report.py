@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from vla_runtime.evaluation.charts import histogram, interval_bar, scatter
+from vla_runtime.evaluation.charts import histogram, interval_bar
 from vla_runtime.evaluation.report import write_report
 
 VOID = {"meta", "img", "br", "rect", "line", "circle"}
@@ -194,32 +192,6 @@ def test_an_interval_bar_is_drawn_inside(rate: float, interval: tuple[float, flo
     parse(bar)
     x, width = map(float, re.search(r'class="interval" x="([\d.]+)" width="([\d.]+)"', bar).groups())  # type: ignore[union-attr]
     assert 0 <= x <= x + width <= 200
-
-
-@given(
-    st.lists(st.tuples(st.floats(0.01, 900), st.floats(1e-4, 2)), min_size=1, max_size=12),
-    st.integers(1, 3),
-)
-def test_points_of_a_scatter_lie_inside_and_keep_their_order(pairs: list[tuple[float, float]], groups: int) -> None:
-    points = {f"group {g}": [(x, y, "a <way>") for x, y in pairs[g::groups]] for g in range(min(groups, len(pairs)))}
-    drawn = scatter(points, ("cost", "error"))
-    assert "<way>" not in drawn
-    first = [(x, y) for x, y in pairs[0::groups]]
-    circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)[: len(first)]
-    places = [(float(x), float(y)) for x, y in circles]
-    assert all(62 <= x <= 490 and 12 <= y <= 376 for x, y in places)
-    for (x, y), (at_x, at_y) in zip(first, places, strict=True):
-        for (other_x, other_y), (other_at_x, other_at_y) in zip(first, places, strict=True):
-            assert at_x <= other_at_x or x > other_x
-            assert at_y >= other_at_y or y > other_y
-
-
-def test_a_scatter_on_logarithmic_axes_needs_numbers_above_zero() -> None:
-    with pytest.raises(ValueError, match="expected points above 0"):
-        scatter({"a": [(0.0, 1.0, "x")]}, ("cost", "error"))
-    with pytest.raises(ValueError, match="expected points above 0"):
-        scatter({}, ("cost", "error"))
-    assert scatter({"a": [(3.0, 0.05, "x")]}, ("cost", "error")).count("<text") >= 6
 
 
 def test_what_chunks_say_of_their_decoding_is_shown(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ class Schedule:
 
     weights: hash of the checkpoint's. sampler, steps: the denoising it is for. method: how it was made; updates: S;
     bubble: n; calibration: what it was recorded on. expected: for every update after a block's first, the cosine of
-    its output to that of the update before, as recorded.
+    its output to that of the update before, as recorded. guard: how far a decode's mean similarity may fall below that
+    before the next chunk is decoded in full, None where it is not known.
     """
 
     blocks: dict[Block, Steps]
@@ -150,6 +151,7 @@ class Schedule:
     metric: str
     calibration: str
     expected: dict[Block, tuple[float, ...]] = field(default_factory=dict)
+    guard: float | None = None
 
     def __post_init__(self) -> None:
         for block, steps in self.blocks.items():

@@ -48,16 +48,19 @@ class FeatureCache:
         self._sum: Tensor | None = None
         self._first = 0
         self._step = -1
-        self._summed = False
+        self._summed = self._full = False
 
     @property
     def steps(self) -> int:
         """How many steps the plan has."""
         return len(self._plan)
 
-    def reset(self, first: int = 0) -> None:
-        """Begin again with step `first`, which computes everything; nothing that was kept is used after it."""
-        self._first, self._step, self._summed = first, first - 1, False
+    def reset(self, first: int = 0, full: bool = False) -> None:
+        """Begin again with step `first`, which computes everything; nothing that was kept is used after it.
+
+        full: compute everything at every step, whatever the plan says.
+        """
+        self._first, self._step, self._summed, self._full = first, first - 1, False, full
         self._gaps.clear()
         self._updated = [first] * self.branches
 
@@ -70,12 +73,12 @@ class FeatureCache:
     @property
     def idle(self) -> bool:
         """Whether this step computes no branch."""
-        return self._step != self._first and not self._plan[self._step]
+        return not self._full and self._step != self._first and not self._plan[self._step]
 
     def branch(self, index: int, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a branch at this step: computed and kept, or as it was kept."""
         kept = self._kept[index]
-        if self._step != self._first and index not in self._plan[self._step]:
+        if not self._full and self._step != self._first and index not in self._plan[self._step]:
             assert kept is not None
             return kept
         output = compute()
@@ -92,15 +95,15 @@ class FeatureCache:
 
     def gap(self) -> Tensor | None:
         """How much less alike than in calibration outputs were to those they replaced: a mean over this decode's
-        updates, 0 and below where nothing has changed. None where nothing is known.
+        updates for every sample [B], 0 and below where nothing has changed. None where nothing is known.
         """
-        return torch.stack(self._gaps).mean() if self._gaps else None
+        return torch.stack(self._gaps).mean(0) if self._gaps else None
 
     def _compare(self, index: int, kept: Tensor, output: Tensor) -> None:
         known = self._expected.get(index, {}).get(self._step)
         # An update whose last one was another than in calibration (a later first step) says nothing.
         if known is not None and self._before[index][self._step] == self._updated[index]:
-            self._gaps.append(known - torch.cosine_similarity(kept.flatten(), output.flatten(), dim=0))
+            self._gaps.append(known - torch.cosine_similarity(kept.flatten(1), output.flatten(1), dim=1))
 
     def total(self) -> Tensor:
         """The sum of all kept outputs."""
@@ -128,9 +131,9 @@ class CachedSteps:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
 
-    def begin(self, first: int = 0) -> None:
-        """Forget the decode before; the next step is step `first` of the plan."""
-        self.cache.reset(first)
+    def begin(self, first: int = 0, full: bool = False) -> None:
+        """Forget the decode before; the next step is step `first` of the plan. full: reuse nothing this time."""
+        self.cache.reset(first, full)
 
     def step(
         self, context: Any, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None

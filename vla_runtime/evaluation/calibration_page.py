@@ -5,28 +5,21 @@ A pure function from the document that `calibrate` writes to text; it decides no
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vla_runtime.evaluation.charts import scatter
 from vla_runtime.evaluation.page import document, number, section, table
 
 
-def page(calibration: Mapping[str, Any]) -> str:
-    """The page of a calibration.json."""
-    rows = calibration["rows"]
-    groups: defaultdict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for row in rows:
-        family = " ".join(word for word in str(row["variant"]).replace(",", " ").split() if not _is_number(word))
-        groups[family.removesuffix(" bubbled")].append((row["p50_ms"], row["expert_error"], row["variant"]))
+def page(calibration: Mapping[str, Any], chart: str) -> str:
+    """The page of a calibration.json; chart: its plot, as SVG."""
     title = f"Calibration of {calibration['policy']}"
     said = {key: escape(str(value)) for key, value in calibration.items() if key != "rows"}
     told = (
-        f"{said['sampler']}, {said['steps']} steps; recorded on {said['recorded']}, judged on {said['judged']} other "
-        f"frames; {said['hardware']}. Recommended: <b>{said['recommendation']}</b>, "
-        "the fastest whose chunks are, on average, at most "
+        f"{said['sampler']}, {said['steps']} steps; recorded on {said['recorded']}, judged on {said['judged']} frames "
+        f"of other episodes with {said['noises']} noises each; {said['hardware']}. Recommended: "
+        f"<b>{said['recommendation']}</b>, the fastest whose chunks are shown to be, on average, at most "
         f"{calibration['tolerance']:.0%} further from recorded ones than the plain decode's. Of the cached: "
         f"{said['cached']}" + ("." if calibration["cached_is_good"] else ", the nearest; none is within the tolerance.")
     )
@@ -35,18 +28,41 @@ def page(calibration: Mapping[str, Any]) -> str:
             escape(str(row["variant"])),
             number(row["p50_ms"]),
             number(row["p95_ms"]),
-            f"{row['speedup']:.2f}x",
+            "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             f"{row['flops_ratio']:.1%}",
-            f"{row['deviation']:.4f}",
+            f"{row['deviation']:.4f} {_interval(row['deviation_interval'])}",
+            f"{row['expert_error_median']:.4f} {_interval(row['expert_error_median_interval'])}",
             f"{row['expert_error']:.4f}",
+            f"{row['worse_than_plain']:+.4f} {_interval(row['worse_than_plain_interval'])}",
         )
-        for row in rows
+        for row in calibration["rows"]
     ]
-    heads = ("", "#p50 ms", "#p95 ms", "#speed", "#of the branches' work", "#from plain", "#from recorded")
-    chart = scatter(groups, ("milliseconds a chunk, median", "mean distance from the recorded chunk, in [-1, 1]"))
+    heads = (
+        "", "#p50 ms", "#p95 ms", "#speed", "#of the branches' work", "#from plain, median",
+        "#from recorded, median", "#from recorded, mean", "#mean more than plain",
+    )  # fmt: skip
+    note = (
+        "<p class=soft>Distances are mean absolute differences in [-1, 1]; brackets are 95 % bootstrap intervals over "
+        "observations. Milliseconds are of the decode alone, one chunk at a time.</p>"
+    )
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=soft>{told}</p>", f'<div class="card">{chart}</div>']
-    return document(title, [*parts, section("Every way to decode", table(lines, heads))])
+    parts += [section("Every way to decode", table(lines, heads) + note)]
+    spread = calibration["homogeneity"]
+    if spread is not None:
+        parts.append(section("One demonstration's schedule on others", _spread(spread)))
+    return document(title, parts)
 
 
-def _is_number(word: str) -> bool:
-    return word.replace(".", "", 1).isdigit()
+def _spread(spread: Mapping[str, Any]) -> str:
+    low, middle, high = spread["ratio_quartiles"]
+    another, own = spread["mean_square_of_another"], spread["mean_square_of_its_own"]
+    return (
+        f"<p>S = {spread['updates']}, {spread['bubble']} bubbled: made from one frame and tried on "
+        f"{spread['frames']} others, the mean squared difference from plain is {another:.2e}, with each one's own "
+        f"schedule {own:.2e}: {spread['ratio']:.2f} times as much (quartiles over frames {low:.2f}, {middle:.2f}, "
+        f"{high:.2f}). A frame's own schedule was recorded with another noise.</p>"
+    )
+
+
+def _interval(limits: Sequence[float]) -> str:
+    return f'<span class="soft">[{limits[0]:.4f}, {limits[1]:.4f}]</span>'

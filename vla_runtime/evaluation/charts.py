@@ -6,9 +6,9 @@ Nothing here knows an episode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from math import ceil, cos, floor, log10, pi, sin
+from math import ceil, floor, log10
 
 import numpy as np
 
@@ -82,78 +82,6 @@ def histogram(values: Sequence[float], label: str, width: int = 460, height: int
     parts.append(f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(label)}</text>')
     parts.append(f'<text x="{left}" y="10">{int(counts.max())}</text></svg>')
     return "".join(parts)
-
-
-def scatter(
-    points: Mapping[str, Sequence[Point]], labels: tuple[str, str], width: int = 640, height: int = 420
-) -> str:
-    """Named groups of points (x, y, what it is) on logarithmic axes, a shape each; labels name the axes.
-
-    ValueError without points and for values that are not above 0.
-    """
-    every = [point for group in points.values() for point in group]
-    if not every or min(min(x, y) for x, y, _ in every) <= 0:
-        raise ValueError(f"scatter of {labels}: expected points above 0, got {every[:3]}")
-    left, right, top, bottom = 62, 150, 12, 44
-    spans = _decades([x for x, _, _ in every]), _decades([y for _, y, _ in every])
-
-    def place(axis: int, value: float) -> float:
-        low, high = spans[axis]
-        share = (log10(value) - log10(low)) / (log10(high) - log10(low))
-        return left + share * (width - left - right) if axis == 0 else top + (1 - share) * (height - top - bottom)
-
-    end_x, end_y = width - right, height - bottom
-    parts = [_open(width, height, f"{labels[1]} against {labels[0]}")]
-    for axis in (0, 1):
-        for value in _round_values(*spans[axis]):
-            at = place(axis, value)
-            line = f'x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{end_y}"'
-            text = f'x="{at:.1f}" y="{end_y + 16}" text-anchor="middle"'
-            if axis == 1:
-                line = f'x1="{left}" x2="{end_x}" y1="{at:.1f}" y2="{at:.1f}"'
-                text = f'x="{left - 6}" y="{at + 4:.1f}" text-anchor="end"'
-            parts.append(f'<line class="axis" {line}/><text {text}>{value:g}</text>')
-    for index, (name, group) in enumerate(points.items()):
-        for x, y, told in group:
-            shape = _shape(index, place(0, x), place(1, y))
-            parts.append(f"<g>{shape}<title>{escape(told)}: {x:.4g}, {y:.4g}</title></g>")
-        row = top + 10 + 18 * index
-        parts.append(f'{_shape(index, end_x + 16, row)}<text x="{end_x + 28}" y="{row + 4}">{escape(name)}</text>')
-    parts.append(f'<text x="{(left + end_x) / 2}" y="{height - 8}" text-anchor="middle">{escape(labels[0])}</text>')
-    middle = (top + end_y) / 2
-    turned = f'transform="rotate(-90 14 {middle})" x="14" y="{middle}" text-anchor="middle"'
-    parts.append(f"<text {turned}>{escape(labels[1])}</text></svg>")
-    return "".join(parts)
-
-
-def _shape(index: int, x: float, y: float) -> str:
-    """A shape for the index-th group: told apart without colours, too."""
-    sides, hue = (0, 3, 4, 5, 6)[index % 5], (215, 20, 140, 280, 50, 330, 180)[index % 7]
-    paint = f'style="fill: hsl({hue} 55% 50%); fill-opacity: .85"'
-    if not sides:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {paint}/>'
-    turns = [2 * pi * corner / sides - pi / 2 for corner in range(sides)]
-    corners = " ".join(f"{x + 5.5 * cos(turn):.1f},{y + 5.5 * sin(turn):.1f}" for turn in turns)
-    return f'<polygon points="{corners}" {paint}/>'
-
-
-def _decades(values: Sequence[float]) -> tuple[float, float]:
-    """A range with room on both sides."""
-    low, high = min(values), max(values)
-    room = max((high / low) ** 0.06, 1.1)
-    return low / room, high * room
-
-
-def _round_values(low: float, high: float) -> list[float]:
-    """Round numbers inside the range: powers of ten, and as many between them as make at least three."""
-    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-    found: list[float] = []
-    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(n / 10 for n in range(10, 100))):
-        every = (float(f"{factor * 10.0**power:.3g}") for power in powers for factor in factors)
-        found = [value for value in every if low <= value <= high]
-        if len(found) >= 3:
-            break
-    return found
 
 
 def _open(width: int, height: int, label: str) -> str:

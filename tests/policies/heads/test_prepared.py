@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from policies.backbones.decoder import Context
 from policies.backbones.nano import Nano, NanoConfig
 from policies.batch import Batch, Committed
 from policies.heads.diffusion import Diffusion, Flow
@@ -193,3 +196,37 @@ def test_a_warm_start_compares_with_what_was_calibrated_only():
     assert "cache_gap" not in decoder.facts
     decoder(context, None, drawn, warm=cold, first=8)  # 10 follows 8, but 15 follows 10
     assert "cache_gap" in decoder.facts
+
+
+def test_beyond_its_guard_the_next_chunk_is_decoded_in_full_and_the_one_after_by_plan(caplog):
+    backbone, head = parts("ddpm")
+    context, drawn = observation(backbone), noise(head)
+    exact = PreparedDecoder(head, backbone)(context, None, drawn)
+    seen = PreparedDecoder(head, backbone, guarded())
+    cached = seen(context, None, drawn)
+    gap = seen.facts["cache_gap"]
+    assert not torch.allclose(cached, exact, atol=1e-5)
+
+    strict = PreparedDecoder(head, backbone, replace(guarded(), guard=gap - 1e-6))
+    chunks = [strict(context, None, drawn) for _ in range(4)]
+    assert strict.facts == {"decoded_in_full": 1.0}
+    for chunk, full in zip(chunks, (False, True, False, True), strict=True):
+        torch.testing.assert_close(chunk, exact if full else cached, rtol=0, atol=1e-6)
+    assert "decoded in full" in caplog.text
+
+    lenient = PreparedDecoder(head, backbone, replace(guarded(), guard=gap + 1e-6))
+    assert all(torch.equal(lenient(context, None, drawn), cached) for _ in range(3))
+    assert lenient.facts["decoded_in_full"] == 0
+
+
+def test_the_gap_is_one_number_a_sample():
+    backbone, head = parts("ddpm")
+    both = noise(head, batch=2)
+    decoder = PreparedDecoder(head, backbone, guarded())
+    context = observation(backbone)
+    twice = Context(tuple((key.expand(2, -1, -1, -1), value.expand(2, -1, -1, -1)) for key, value in context.memory))
+    decoder(twice, None, both, 2)
+    together = decoder.cache.gap()
+    for index in range(2):
+        decoder(context, None, {"start": both["start"][index:][:1], "steps": both["steps"][:, index:][:, :1]})
+        assert float(decoder.cache.gap()) == pytest.approx(float(together[index]), abs=1e-5)
