@@ -164,10 +164,10 @@ def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, f
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """An observation, the recorded chunk that answers it, and, for warm starts, an observation of before."""
+    """An observation, the chunk that answered it if one is known, and, for warm starts, an observation before."""
 
     observation: Observation
-    chunk: ActionChunk
+    chunk: ActionChunk | None
     before: Observation | None
 
 
@@ -277,8 +277,9 @@ def judge(
     frames single decodes are timed; the first is for warming up. ValueError for no frames or noises, and for a warm
     start where a frame has no observation before it.
     """
-    if not frames or noises < 1:
-        raise ValueError(f"calibrate: expected recorded chunks to judge on and noises, got {len(frames)} and {noises}")
+    recorded = [frame.chunk for frame in frames if frame.chunk is not None]
+    if not frames or len(recorded) < len(frames) or noises < 1:
+        raise ValueError(f"calibrate: expected recorded chunks to judge on, and noises, got {len(recorded)}, {noises}")
     known = {name: _Way(policy.decoding(decode)) for name, decode in {"plain": PLAIN, **ways}.items()}
     plain = known["plain"]
     if any(way.warm for way in known.values()) and any(frame.before is None for frame in frames):
@@ -299,7 +300,7 @@ def judge(
                     way.warm.keep(rows.to(policy.device), before.time, before.instruction)
         context = backbone.encode(policy.batch([now] * noises))
         alone = backbone.encode(policy.batch([now]))
-        wanted = torch.from_numpy(policy.action.forward(frame.chunk.actions))
+        wanted = torch.from_numpy(policy.action.forward(recorded[index].actions))
         chunks = {}
         for name, way in known.items():
             noise = way.noise(noises, _seed(seed, index, 0))

@@ -109,7 +109,7 @@ def test_flow_is_calibrated_by_what_fits_it_and_refused_before_anything_is_recor
     names = {row["variant"] for row in rows}
     assert {"uniform 5", "uniform 7", "5 steps"} <= names
     assert not {"uniform 10", "10 steps"} & names
-    monkeypatch.setattr(calibrate, "collect", lambda _: pytest.fail("recorded for nothing"))
+    monkeypatch.setattr(calibrate, "collect_few", lambda *_: pytest.fail("recorded for nothing"))
     with pytest.raises(ValueError, match="expected numbers from 1 to 8, got 9"):
         calibrated(tmp_path / "flow", tmp_path / "out", "updates=[9]")
 

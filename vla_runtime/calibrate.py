@@ -8,14 +8,11 @@ it knows no network.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 
-from vla_runtime.collect import FIRST_SEED, collect
-from vla_runtime.compose import BadArguments, Config, Result, build, load, main
-
-_log = logging.getLogger(__name__)
+from vla_runtime.collect import collect_few
+from vla_runtime.compose import BadArguments, Config, Result, build, main
 
 
 def calibrate(config: Config) -> Result:
@@ -28,17 +25,7 @@ def calibrate(config: Config) -> Result:
     run = build({**config["calibrator"], "_partial_": True})
     with tempfile.TemporaryDirectory() as folder:
         # Asked for when the settings have been checked: recording takes minutes.
-        return run(config, lambda: config["data"] or _recorded(config, Path(folder) / "demonstrations")), 0
-
-
-def _recorded(config: Config, out: Path) -> str:
-    _log.info("no data=: recording %d demonstrations of %s first", config["episodes"], config["choices"]["env"])
-    recording = load("collect", [
-        f"env={config['choices']['env']}", f"episodes={config['episodes']}", f"seed={FIRST_SEED + config['seed']}",
-        "recover=true", f"out={out}",
-    ])  # fmt: skip
-    collect({**recording, "env": config["env"]})
-    return str(out)
+        return run(config, lambda: config["data"] or collect_few(config, Path(folder) / "demonstrations")), 0
 
 
 if __name__ == "__main__":

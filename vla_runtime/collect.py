@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vla_runtime.compose import BadArguments, build_env, main, select_tasks, set_single_threaded_blas
+from vla_runtime.compose import BadArguments, build_env, load, main, select_tasks, set_single_threaded_blas
 from vla_runtime.contract import Contract
 from vla_runtime.data import page, report, schema
 from vla_runtime.data.attempts import Attempter, Job, action_specs, part_name, start_attempter
@@ -270,6 +270,24 @@ def _assemble(
         writer.abandon()
         raise
     return own
+
+
+def collect_few(config: Mapping[str, Any], out: Path) -> str:
+    """About `config["episodes"]` demonstrations of `config["env"]` for a command that was given none; their folder.
+
+    They begin in other states than those that policies are evaluated from, as every collection does.
+    """
+    name = config["choices"]["env"]
+    env = build_env(config["env"])
+    try:
+        tasks = len(select_tasks(name, env.spec.tasks, config["env"].get("tasks")))
+    finally:
+        env.close()
+    each = ceil(config["episodes"] / tasks)
+    _log.info("no data=: recording %d demonstrations of each of %d tasks of %s first", each, tasks, name)
+    asked = [f"env={name}", f"episodes={each}", f"seed={FIRST_SEED + config['seed']}", "recover=true", f"out={out}"]
+    collect({**load("collect", asked), "env": config["env"]})
+    return str(out)
 
 
 def _last_line(own: Mapping[str, Any], out: Path) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""The command: every variant of a trained policy and of presets, in one table that adds up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vla_runtime import bench, collect, finetune
+from vla_runtime.compose import BadArguments, load
+
+TINY = [
+    *("steps=2", "batch_size=4", "warmup=1", "validate_every=2", "validate_samples=2"),
+    *("horizon=8", "executed=4", "max_committed=2"),
+    *("backbone.image_size=16", "backbone.width=32", "backbone.heads=2", "backbone.decoder_depth=2"),
+]
+FAST = ["observations=3", "warmup=1", "repeats=4", "updates=3", "bubble=2", "fewer_steps=[5]", "rounds=[1,2]"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recorded") / "reach"
+    collect.collect(load("collect", ["env=reach", "env.size=16", "episodes=2", "workers=1", f"out={out}"]))
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(recorded, tmp_path_factory):
+    def make(name, *head):
+        out = tmp_path_factory.mktemp("trained") / name
+        finetune.finetune(load("finetune", [f"data={recorded}", f"out={out}", *TINY, f"head={name}", *head]))
+        return out
+
+    return make
+
+
+def benched(*options):
+    return bench.bench(load("bench", ["control=null", *FAST, *options]))
+
+
+def test_every_way_to_denoise_is_timed_on_the_same_chunks(recorded, trained, tmp_path):
+    folder = trained("diffusion", "head.denoising.steps=10", "head.denoising.train_steps=10", "tokenizer=none")
+    found, code = benched(f"policy={folder}", f"data={recorded}", f"out={tmp_path}")
+    assert code == 0
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(found))
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert next(iter(rows)) == "plain"
+    blocks = 2 * 3
+    assert rows["plain"]["evaluations"] == rows["exact savings"]["evaluations"] == 10 * blocks
+    assert rows["plain"]["flops_ratio"] == 1
+    for exact in ("torch nn.TransformerDecoder", "exact savings"):
+        assert rows[exact]["deviation"] < 1e-4
+    # torch's layers compute the context's keys and values again in every step.
+    assert rows["exact savings"]["flops_ratio"] <= 1 < rows["torch nn.TransformerDecoder"]["flops_ratio"]
+    uniform = rows["uniform 3 + exact"]
+    assert uniform["evaluations"] == 4 * blocks  # three steps and the last
+    assert uniform["flops_ratio"] < 0.5
+    assert rows["bac 3"]["evaluations"] == rows["bac 3 + exact"]["evaluations"] >= uniform["evaluations"]
+    assert rows["bac 3"]["deviation"] == pytest.approx(rows["bac 3 + exact"]["deviation"], abs=1e-4)
+    assert rows["warm start 0.2 + exact"]["evaluations"] == 2 * blocks
+    assert rows["bac 3, warm start 0.2 + exact"]["evaluations"] <= 2 * blocks
+    others = {"ddim 5 + exact", "dpm 5 + exact", "diffusers first-block, 0.1", "diffusers TaylorSeer, every 10"}
+    assert others <= set(rows)
+    for row in rows.values():
+        assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["expert_error"] > 0
+        assert row["speedup_interval"][0] <= row["speedup"] <= row["speedup_interval"][1]
+        assert row["actions_per_s"] == pytest.approx(4e3 / row["p50_ms"], rel=0.02)
+    assert set(found["stages_ms"]) == {"observe", "vision", "prefix", "decode", "post"}
+
+
+def test_rounds_with_the_prefix_kept_and_computed_anew_say_the_same(recorded, trained):
+    folder = trained("discrete_diffusion", "head.decoding.rounds=2")
+    found, _ = benched(f"policy={folder}", f"data={recorded}")
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert set(rows) == {"plain", "1 rounds", "1 rounds, prefix recomputed", "2 rounds", "2 rounds, prefix recomputed"}
+    assert rows["2 rounds"]["deviation"] == rows["2 rounds, prefix recomputed"]["deviation"] == 0
+    assert rows["2 rounds, prefix recomputed"]["flops"] > rows["2 rounds"]["flops"] == rows["plain"]["flops"]
+
+
+def test_one_pass_heads_have_one_row(recorded, trained):
+    found, _ = benched(f"policy={trained('beast')}", f"data={recorded}")
+    assert [row["variant"] for row in found["rows"]] == ["plain"]
+
+
+def test_presets_need_no_data_and_claim_no_expert():
+    small = ["preset.backbone.width=32", "preset.backbone.decoder_depth=2", "preset.head.denoising.train_steps=10"]
+    found, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10")
+    assert not found["trained"]
+    assert found["weights"] is None
+    assert all(row["expert_error"] is None for row in found["rows"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["policy=expert"], BadArguments, "expected a trained policy or preset=, got expert"),
+        (["preset=dp_t", "repeats=0"], BadArguments, "repeats: expected at least 1"),
+        (["preset=dp_t", "warmup=0"], BadArguments, "warmup: expected at least 1 round"),
+        (["preset=dp_t", "updates=101"], ValueError, "updates: expected 1 to 100"),
+        (["preset=dd_vla_7b"], ValueError, "expected device=cuda, got cpu"),
+        (["preset=dp"], BadArguments, "preset: expected one of .*nearest: dp_t"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        benched(*options)
