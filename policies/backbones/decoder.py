@@ -7,8 +7,10 @@ observation and reused exactly. It knows neither images nor actions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -28,7 +30,7 @@ class Context:
     decoder said at the slots fixed last.
     """
 
-    memory: tuple[KeyValue, ...]
+    memory: Sequence[KeyValue]
     past: tuple[KeyValue, ...] = ()
     hidden_BLD: Tensor | None = None
 
@@ -37,35 +39,59 @@ class TimedContext:
     """A context with one more memory token, which is another at every step: the embedded denoising time.
 
     times: keys and values [K, H, 1, D / H] of the K tokens, one pair a layer, from `ActionDecoder.remember_times`.
-    Buffers are made once; `begin` fills in an observation, `at` the token of a step.
+    Buffers are made once; `begin` fills in an observation, `at` names the step whose token a layer gets when it asks.
+    """
+
+    def __init__(self, times: tuple[KeyValue, ...]):
+        self._memory = _TimedMemory(times)
+        self._context = Context(self._memory)
+
+    def begin(self, context: Context) -> None:
+        """Take over what an observation's context holds."""
+        self._memory.fill(context.memory)
+
+    def at(self, step: int) -> Context:
+        """The context of a step; that of the step before is this one, too."""
+        self._memory.step = step
+        return self._context
+
+
+class _TimedMemory(Sequence[KeyValue]):
+    """Keys and values of all layers. A layer's token is written when the layer is asked for: one that is not run
+    costs nothing.
     """
 
     def __init__(self, times: tuple[KeyValue, ...]):
         self._times = times
-        self._memory: tuple[KeyValue, ...] = ()
+        self._kept: list[KeyValue] = []
+        # Where the last token of each buffer lies; slicing anew in every step costs more than the copy.
+        self._last: list[KeyValue] = []
+        self.step = 0
 
-    def begin(self, context: Context) -> None:
-        """Take over what an observation's context holds."""
-        old = self._memory[0][0].shape if self._memory else ()
-        new = context.memory[0][0].shape
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def __getitem__(self, layer: Any) -> Any:
+        for last, tokens in zip(self._last[layer], self._times[layer], strict=True):
+            last.copy_(tokens[self.step])
+        return self._kept[layer]
+
+    def fill(self, memory: Sequence[KeyValue]) -> None:
+        """Take over an observation's keys and values."""
+        old = self._kept[0][0].shape if self._kept else ()
+        new = memory[0][0].shape
         if old != (*new[:2], new[2] + 1, new[3]):
             # Filled with the token of the first step, so that shape, type and device are right.
-            self._memory = tuple(
+            self._kept = [
                 (torch.cat([one[0], key[:1].expand(new[0], -1, -1, -1)], 2),
                  torch.cat([one[1], value[:1].expand(new[0], -1, -1, -1)], 2))
-                for one, (key, value) in zip(context.memory, self._times, strict=True)
-            )  # fmt: skip
+                for one, (key, value) in zip(memory, self._times, strict=True)
+            ]  # fmt: skip
+            self._last = [(key[:, :, -1:], value[:, :, -1:]) for key, value in self._kept]
             return
-        for mine, theirs in zip(self._memory, context.memory, strict=True):
+        for mine, theirs in zip(self._kept, memory, strict=True):
             for buffer, values in zip(mine, theirs, strict=True):
                 buffer[:, :, :-1] = values
-
-    def at(self, step: int) -> Context:
-        """The context of a step; that of the step before is this one, too."""
-        for buffers, tokens in zip(self._memory, self._times, strict=True):
-            for buffer, values in zip(buffers, tokens, strict=True):
-                buffer[:, :, -1:] = values[step]
-        return Context(self._memory)
 
 
 class Attention(nn.Module):

@@ -20,6 +20,8 @@ from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import StepTable, denoise_exact, step_table
 from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
 
+# Of how many updates the similarity is watched, about: each costs a fifth of a branch.
+WATCHED = 20
 _log = logging.getLogger(__name__)
 
 
@@ -138,8 +140,13 @@ class PreparedDecoder:
             )
         places = {block: index for index, block in enumerate(blocks)}
         plan = [{places[block] for block in schedule.updated(k)} for k in range(self._steps)]
-        expected = {
-            places[block]: dict(zip(schedule.blocks[block][1:], alike, strict=True))
+        known = [
+            (step, places[block], cosine)
             for block, alike in schedule.expected.items()
-        }
+            for step, cosine in zip(schedule.blocks[block][1:], alike, strict=True)
+        ]
+        expected: dict[int, dict[int, float]] = {}
+        # Sorted by step: what is watched is spread over the decode.
+        for step, place, cosine in sorted(known)[:: max(1, round(len(known) / WATCHED))]:
+            expected.setdefault(place, {})[step] = cosine
         return FeatureCache(plan, len(blocks), expected)

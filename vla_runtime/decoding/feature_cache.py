@@ -44,7 +44,8 @@ class FeatureCache:
         self._gaps: list[Tensor] = []
         self._updated = [0] * branches
         self.evaluations = 0
-        self._kept: list[Tensor | None] = [None] * branches
+        # Outputs of all branches [N, B, L, D], made at the first step.
+        self._kept: Tensor | None = None
         self._sum: Tensor | None = None
         self._first = 0
         self._step = -1
@@ -77,20 +78,20 @@ class FeatureCache:
 
     def branch(self, index: int, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a branch at this step: computed and kept, or as it was kept."""
-        kept = self._kept[index]
-        if not self._full and self._step != self._first and index not in self._plan[self._step]:
-            assert kept is not None
-            return kept
+        first = self._step == self._first
+        if not (first or self._full or index in self._plan[self._step]):
+            assert self._kept is not None
+            return self._kept[index]
         output = compute()
-        if kept is not None and self._step != self._first:
+        if self._kept is None or self._kept.shape[1:] != output.shape or self._kept.dtype != output.dtype:
+            self._kept = output.new_zeros(self.branches, *output.shape)
+        kept = self._kept[index]
+        if not first:
             self._compare(index, kept, output)
         self._updated[index] = self._step
         self.evaluations += 1
         self._summed = False
-        if kept is None or kept.shape != output.shape or kept.dtype != output.dtype:
-            self._kept[index] = output.clone()
-        else:
-            kept.copy_(output)
+        kept.copy_(output)
         return output
 
     def gap(self) -> Tensor | None:
@@ -107,15 +108,12 @@ class FeatureCache:
 
     def total(self) -> Tensor:
         """The sum of all kept outputs."""
+        assert self._kept is not None
+        if self._sum is None or self._sum.shape != self._kept.shape[1:] or self._sum.dtype != self._kept.dtype:
+            self._sum, self._summed = torch.empty_like(self._kept[0]), False
         if not self._summed:
-            kept = [one for one in self._kept if one is not None]
-            total = torch.stack(kept).sum(0)
-            if self._sum is None or self._sum.shape != total.shape:
-                self._sum = total
-            else:
-                self._sum.copy_(total)
+            torch.sum(self._kept, 0, out=self._sum)
             self._summed = True
-        assert self._sum is not None
         return self._sum
 
 

@@ -11,7 +11,7 @@ from policies.backbones.decoder import Context
 from policies.backbones.nano import Nano, NanoConfig
 from policies.batch import Batch, Committed
 from policies.heads.diffusion import Diffusion, Flow
-from policies.heads.prepared import PreparedDecoder
+from policies.heads.prepared import WATCHED, PreparedDecoder
 from vla_runtime.decoding.bac import Schedule, blocks_of, uniform
 from vla_runtime.decoding.denoise import Denoising
 
@@ -172,7 +172,7 @@ def test_it_says_how_far_reused_outputs_are_from_new_ones():
     # The same by hand: every update against the one before it.
     recorded = PreparedDecoder(head, backbone, guarded())
     gaps, inner = [], recorded.cache.branch
-
+    assert 3 * DEPTH * 3 < WATCHED  # all of them
     def branch(index, compute):
         output = inner(index, compute)
         if recorded.cache._step in uniform(STEPS, 4):
