@@ -6,7 +6,7 @@ the trunk's tokens: what these implementations are given in every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,7 @@ def _norms(layer: Any) -> tuple[nn.Module, ...]:
 class _Step:
     """What branches need besides the hidden states; set before every step."""
 
-    memory: tuple[KeyValue, ...] = ()
+    memory: Sequence[KeyValue] = ()
     time: Tensor | None = None
 
 
