@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,24 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from policies.calibration import Frame, frames, record, sampler_of, schedule
+from policies.calibration import Frame, frames
 from policies.checkpoint import load_policy, own_class
-from policies.decoding import AUTO, PLAIN, Decode, Decoder, MaskedDecoder, PlainDecoder, WarmStart, with_steps
+from policies.decoding import PLAIN
 from policies.heads.diffusion import Diffusion, Flow
-from policies.heads.discrete_diffusion import DiscreteDiffusion
-from policies.heads.prepared import PreparedDecoder
-from policies.presets import preset_policy, random_observations
-from policies.rivals import DiffusersCache, TorchDecoder
+from policies.presets import Pi0Subject, preset_policy, random_observations
 from policies.shipped import folder_of
 from policies.timing import finish
+from policies.variants import Pi0Head, Variant, pi0_variants, variants_of
 from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.data.joined import Joined
-from vla_runtime.decoding.bac import Schedule
-from vla_runtime.decoding.feature_cache import CachedSteps
 from vla_runtime.disk import write_json
 from vla_runtime.evaluation.resampling import bootstrap_interval
 from vla_runtime.machine import hardware
 
 STAGES = ("observe", "vision", "prefix", "decode", "post")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Variant:
-    """One way from an observation to a chunk. backbone: what encodes and steps; head: what draws the noise.
-
-    decoder: as a session's. warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
-    evaluations: residual branches a chunk computes, None where nobody counts.
-    """
-
-    name: str
-    backbone: Any
-    head: Any
-    decoder: Decoder
-    warm: WarmStart | None = None
-    begin: Callable[[], None] = lambda: None
-    evaluations: Callable[[], float | None] = lambda: None
-    seconds: list[list[float]] = field(default_factory=list)
-    deviation: list[float] = field(default_factory=list)
-    error: list[float] = field(default_factory=list)
 
 
 class _Stages:
@@ -79,48 +55,6 @@ class _Stages:
         self._last = now
 
 
-class Recomputed:
-    """A backbone that keeps nothing of the prefix: every step computes it again from what the eyes saw."""
-
-    name = "recomputed"
-
-    def __init__(self, backbone: Any):
-        self._backbone = backbone
-        self.features = backbone.features
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backbone, name)
-
-    def remember(self, *features: Tensor) -> tuple[Tensor, ...]:
-        """The features themselves."""
-        return features
-
-    def step(
-        self,
-        context: tuple[Tensor, ...],
-        slots_BLD: Tensor,
-        mask_LL: Tensor | None = None,
-        cond_BD: Tensor | None = None,
-    ) -> Tensor:
-        """As the backbone's, on a prefix computed for this step."""
-        return self._backbone.step(self._backbone.remember(*context), slots_BLD, mask_LL, cond_BD)  # type: ignore[no-any-return]
-
-
-class CachedDecoder:
-    """A head's own plain decode over a backbone that reuses branches: caching alone, without the exact savings."""
-
-    def __init__(self, head: Any, backbone: Any, schedule: Schedule):
-        prepared = PreparedDecoder(head, backbone, schedule)
-        assert prepared.cache is not None
-        self.cache = prepared.cache
-        self._head, self._steps = head, CachedSteps(backbone, prepared.cache)
-        self.facts: dict[str, float] = {}
-
-    def __call__(self, context: Any, committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any) -> Tensor:
-        self._steps.begin()
-        return self._head.decode(self._steps, context, committed, noise, batch)  # type: ignore[no-any-return]
-
-
 def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str, Any]:
     """Time what `config` (configs/bench.yaml) names; the last line of the command. Writes bench.json into `out`.
 
@@ -128,19 +62,22 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     of another contract; ValueError for settings that cannot be.
     """
     device, preset = config["device"], config["preset"]
+    policy: Any
     if preset["name"] is None:
         values = config["policy"]
         heads = {name: own_class(target) for name, target in (values.get("heads") or {}).items()}
         policy = load_policy(values["folder"], heads, device, PLAIN)
-        shown = _recorded_frames(policy, data_folder(), config)
-        named: Path | None = folder_of(values["folder"])
+        made_from, *timed_on = _recorded_frames(policy, data_folder(), config)
+        variants = variants_of(policy, made_from, config, folder_of(values["folder"]))
     else:
-        policy = preset_policy(preset, device)
-        observations = random_observations(policy, config["observations"] + 2)
-        shown = [Frame(now, None, before) for before, now in pairwise(observations)]
-        named = None
-    made_from, timed_on = shown[0], shown[1:]
-    variants = variants_of(policy, made_from, config, named)
+        policy = Pi0Subject(preset, device) if preset["name"] == "pi0" else preset_policy(preset, device)
+        shown = random_observations(policy.spec, config["observations"] + 2)
+        made_from, *timed_on = [Frame(now, None, before) for before, now in pairwise(shown)]
+        if isinstance(policy, Pi0Subject):
+            head = Pi0Head(*policy.chunk_shape)
+            variants = pi0_variants(policy.backbone, head, policy.batch([made_from.observation]), config)
+        else:
+            variants = variants_of(policy, made_from, config, None)
     measure(policy, variants, timed_on, config["repeats"], config["warmup"], SystemClock(), config["seed"])
     counted = [one.evaluations() for one in variants]
     rows = [
@@ -154,7 +91,7 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "trained": preset["name"] is None,
         "device": _device_name(policy.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": str(next(policy.backbone.parameters()).dtype).removeprefix("torch."),
+        "precision": str(policy.dtype).removeprefix("torch."),
         "repeats": config["repeats"], "observations": len(timed_on), "horizon": policy.spec.horizon,
         "stages_ms": dict(zip(STAGES, (round(1e3 * float(ms), 3) for ms in np.median(stages, axis=0)), strict=True)),
         "rows": rows,
@@ -164,101 +101,9 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     return document
 
 
-def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], named: Path | None) -> list[Variant]:
-    """Everything that can be compared for a policy's head; "plain" is first. made_from: what a schedule is made of."""
-    head: Any = policy.head
-    backbone: Any = policy.backbone
-    plain = Variant("plain", backbone, head, PlainDecoder(head, backbone))
-    if isinstance(head, Diffusion | Flow) and hasattr(backbone, "blocks"):
-        plain.evaluations = _every(plain)
-        return [plain, *_denoising(policy, made_from, config, named)]
-    if isinstance(head, DiscreteDiffusion):
-        return [plain, *_masked(policy, config)]
-    return [plain]
-
-
-def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], named: Path | None) -> list[Variant]:
-    head: Any = policy.head
-    backbone: Any = policy.backbone
-    updates, bubble = config["updates"], config["bubble"]
-    recording = record(policy, [made_from.observation], config["seed"])
-    if not 1 <= updates <= recording.steps:
-        raise ValueError(f"updates: expected 1 to {recording.steps} (all steps), got {updates}")
-    torchs = TorchDecoder(backbone)
-    found = [Variant("torch nn.TransformerDecoder", torchs, head, PlainDecoder(head, torchs))]
-    found.append(_prepared("exact savings", policy, Decode("exact")))
-    bac = schedule(recording, "bac", updates, bubble)
-    even = schedule(recording, "uniform", updates)
-    alone = CachedDecoder(head, backbone, bac)
-    found.append(_counted(Variant(f"bac {updates}", backbone, head, alone), alone.cache))
-    for name, made in ((f"uniform {updates} + exact", even), (f"bac {updates} + exact", bac)):
-        decoder = PreparedDecoder(head, backbone, made)
-        assert decoder.cache is not None
-        found.append(_counted(Variant(name, backbone, head, decoder), decoder.cache))
-    share = config["warm_start"]
-    if share is not None:
-        found.append(_prepared(f"warm start {share:g} + exact", policy, Decode("exact", warm_start=share)))
-        decoder = PreparedDecoder(head, backbone, bac)
-        assert decoder.cache is not None
-        warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
-        found.append(_counted(Variant(f"bac {updates}, warm start {share:g} + exact", backbone, head, decoder, warm),
-                              decoder.cache))  # fmt: skip
-    for steps in config["fewer_steps"]:
-        samplers = ("ddim", "dpm") if isinstance(head, Diffusion) else (None,)
-        for sampler in samplers:
-            name = f"{sampler} {steps} + exact" if sampler else f"{steps} steps + exact"
-            found.append(_prepared(name, policy, Decode("exact", sampler=sampler, steps=steps)))
-    for name, cache in (
-        (f"diffusers first-block, {config['first_block']:g}",
-         DiffusersCache(backbone, "first_block", threshold=config["first_block"])),
-        (f"diffusers TaylorSeer, every {config['taylorseer']}",
-         DiffusersCache(backbone, "taylorseer", interval=config["taylorseer"])),
-    ):  # fmt: skip
-        found.append(Variant(name, cache, head, PlainDecoder(head, cache), begin=cache.begin))
-    if named is not None and (own := AUTO.named(named)) != PLAIN:
-        found.append(_prepared("as the checkpoint names", policy, own))
-    return found
-
-
-def _masked(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:
-    backbone: Any = policy.backbone
-    found = []
-    for rounds in config["rounds"]:
-        head = with_steps(policy.head, Decode("plain", steps=rounds))
-        found.append(Variant(f"{rounds} rounds", backbone, head, MaskedDecoder(head, backbone, None)))
-        again = Recomputed(backbone)
-        found.append(Variant(f"{rounds} rounds, prefix recomputed", again, head, MaskedDecoder(head, again, None)))
-    return found
-
-
-def _prepared(name: str, policy: VLAPolicy, decode: Decode) -> Variant:
-    asked = policy.decoding(decode)
-    decoder = asked.decoder()
-    found = Variant(name, policy.backbone, asked.head, decoder, asked.warm_start())
-    if isinstance(decoder, PreparedDecoder) and decoder.cache is not None:
-        return _counted(found, decoder.cache)
-    found.evaluations = _every(found)
-    return found
-
-
-def _every(one: Variant) -> Callable[[], float]:
-    """Every branch at every step that is taken."""
-    steps = sampler_of(one.head)[1] - (one.warm.first if one.warm else 0)
-    return lambda: float(steps * len(one.backbone.blocks()))
-
-
-def _counted(variant: Variant, cache: Any) -> Variant:
-    def count() -> float:
-        chunks = max(1, len(variant.deviation))
-        return cache.evaluations / chunks  # type: ignore[no-any-return]
-
-    variant.evaluations = count
-    return variant
-
-
 @torch.no_grad()
 def measure(
-    policy: VLAPolicy,
+    policy: Any,
     variants: Sequence[Variant],
     shown: Sequence[Frame],
     repeats: int,
@@ -298,7 +143,7 @@ def measure(
 
 
 def _chunk(
-    policy: VLAPolicy, one: Variant, observation: Any, noise: dict[str, Tensor], guess: Tensor | None,
+    policy: Any, one: Variant, observation: Any, noise: dict[str, Tensor], guess: Tensor | None,
     stages: _Stages | None = None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     mark = stages.mark if stages is not None else lambda: None
@@ -318,13 +163,13 @@ def _chunk(
     return rows, actions
 
 
-def _noise(policy: VLAPolicy, one: Variant, seed: int) -> dict[str, Tensor]:
+def _noise(policy: Any, one: Variant, seed: int) -> dict[str, Tensor]:
     drawn = one.head.draw(1, torch.Generator().manual_seed(seed))
     return {name: value.to(policy.device) for name, value in drawn.items()}
 
 
 def _row(
-    one: Variant, plain: Variant, policy: VLAPolicy, evaluations: float | None, flops: int
+    one: Variant, plain: Variant, policy: Any, evaluations: float | None, flops: int
 ) -> dict[str, Any]:
     whole, reference = (np.sum(variant.seconds, axis=1) for variant in (one, plain))
     p50 = float(np.median(whole))
@@ -347,7 +192,7 @@ def _row(
 
 
 @torch.no_grad()
-def _flops(policy: VLAPolicy, one: Variant, frame: Frame, seed: int) -> int:
+def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int:
     """Counted floating-point operations of the decode, by torch's own counter."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     context = one.backbone.remember(*one.backbone.features(policy.batch([frame.observation])))

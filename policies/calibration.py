@@ -66,13 +66,20 @@ class Recording:
     calibration: str
 
 
-class _Recorder:
+class Recorder:
     """Stands where a `FeatureCache` would: computes every branch and keeps all outputs."""
 
     idle = False
 
-    def __init__(self) -> None:
+    def __init__(self, branches: int) -> None:
+        self.branches = branches
         self.outputs: list[list[Tensor]] = []
+
+    def reset(self) -> None:
+        self.outputs.clear()
+
+    def reuses(self, index: int) -> bool:
+        return False
 
     def advance(self) -> None:
         self.outputs.append([])
@@ -81,6 +88,10 @@ class _Recorder:
         output: Tensor = compute()
         self.outputs[-1].append(output.detach().float().cpu())
         return output
+
+    def flat(self, index: int) -> Array:
+        """A branch's outputs over the steps, float [K, X]."""
+        return np.stack([step[index].flatten().numpy() for step in self.outputs])
 
 
 def sampler_of(head: Any) -> tuple[str, int]:
@@ -118,11 +129,11 @@ def record(
         for name in sorted(observation.images):
             digest.update(observation.images[name].tobytes())
         noise = {key: value.to(policy.device) for key, value in head.draw(1, generator).items()}
-        recorder = _Recorder()
+        recorder = Recorder(len(blocks))
         recorded: Any = CachedSteps(backbone, recorder)  # type: ignore[arg-type]
         head.decode(recorded, backbone.encode(policy.batch([observation])), None, noise)
         for index, block in enumerate(blocks):
-            outputs = np.stack([step[index].flatten().numpy() for step in recorder.outputs])
+            outputs = recorder.flat(index)
             alike[block] += similarity(outputs, metric) / len(observations)
             cosine[block] += similarity(outputs, "cosine") / len(observations)
             errors[block] += reuse_error(outputs) / len(observations)

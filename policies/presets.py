@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PI0Config, PI0ForConditionalGeneration
 
 from policies.checkpoint import TOKENIZERS, backbone_class, make_head
+from policies.images import resize
+from policies.pi0 import Pi0
 from policies.tokenizers.bspline import BSpline
 from policies.vla import VLAPolicy
 from vla_runtime.transforms import Normalise
-from vla_runtime.types import ActionSpec, CameraSpec, Group, Observation, PolicySpec, StateSpec
+from vla_runtime.types import ActionSpec, CameraSpec, Float, Group, Observation, PolicySpec, StateSpec
 
 INSTRUCTION = "pick up the alphabet soup and place it in the basket"
 _PERIOD = 0.05
@@ -28,16 +32,7 @@ def preset_policy(values: Mapping[str, Any], device: torch.device | str = "cpu",
     if needs is not None and torch.device(device).type != needs:
         raise ValueError(f"preset={values['name']}: expected device={needs}, got {device}; it is too large for another")
     size, rows = values["action"], values["horizon"]
-    spec = PolicySpec(
-        name=values["name"],
-        cameras=tuple(CameraSpec(name, values["camera_pixels"], values["camera_pixels"]) for name in values["cameras"]),
-        state=StateSpec((_group("measured", values["state"]),)),
-        action=ActionSpec((_group("absolute", size),)),
-        period=_PERIOD,
-        horizon=rows,
-        max_committed=values["max_committed"],
-        executed=values["executed"],
-    )
+    spec = _spec(values)
     torch.manual_seed(seed)
     with torch.device(device):
         backbone = _backbone(values["backbone"], values["cameras"], values["state"])
@@ -56,21 +51,82 @@ def preset_policy(values: Mapping[str, Any], device: torch.device | str = "cpu",
     return VLAPolicy(spec, backbone, head, state, action)
 
 
-def random_observations(policy: VLAPolicy, count: int, seed: int = 0) -> list[Observation]:
+class Pi0Subject:
+    """transformers' pi0 with random weights, as far as a benchmark asks a policy: batches in, rows out."""
+
+    def __init__(self, values: Mapping[str, Any], device: torch.device | str = "cpu", seed: int = 0):
+        self.device = torch.device(device)
+        torch.manual_seed(seed)
+        config = PI0Config(chunk_size=values["horizon"], **values.get("model", {}))
+        with self.device:
+            model = PI0ForConditionalGeneration(config)
+        self.backbone = Pi0(model.requires_grad_(False))
+        self.spec = _spec({**values, "max_committed": 0})
+        self.chunk_shape = (config.chunk_size, config.max_action_dim)
+        self.action = Normalise([-1.0] * values["action"], [1.0] * values["action"])
+        self._sizes: Any = config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.backbone.model.parameters()).dtype  # type: ignore[no-any-return]
+
+    def batch(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """What `Pi0.features` takes; images are resized to the tower's size, from -1 to 1."""
+        vision = self._sizes.vlm_config.vision_config
+        views = torch.stack([
+            torch.stack([torch.from_numpy(one.images[name]) for name in sorted(one.images)]) for one in observations
+        ])  # fmt: skip
+        pixels = resize(views.flatten(0, 1), vision.image_size).permute(0, 3, 1, 2).float() / 127.5 - 1
+        image_tokens = views.shape[1] * (vision.image_size // vision.patch_size) ** 2
+        # Words are numbers below the image token's; that they mean nothing does not matter to the time they take.
+        words = torch.arange(1, 1 + len(INSTRUCTION.split()))
+        ids = torch.cat([torch.full((image_tokens,), self._sizes.vlm_config.image_token_id), words])
+        states = torch.zeros(len(observations), self._sizes.max_state_dim)
+        for row, one in zip(states, observations, strict=True):
+            row[: len(one.state)] = torch.from_numpy(one.state)
+        ids = ids.expand(len(observations), -1)
+        found = {
+            "state_BS": states.to(self.dtype), "ids_BN": ids, "keep_BN": torch.ones_like(ids),
+            "pixels_BC3HW": pixels.reshape(*views.shape[:2], *pixels.shape[1:]).to(self.dtype),
+            "cameras_BC": torch.ones(views.shape[:2], dtype=torch.bool),
+        }  # fmt: skip
+        return {name: value.to(self.device) for name, value in found.items()}
+
+    def actions(self, unit_BTA: Tensor) -> Float:
+        """The first of the padded dimensions, those that the robot has."""
+        return self.action.backward(unit_BTA[..., : self.spec.action.size].float().cpu().numpy())
+
+
+def random_observations(spec: PolicySpec, count: int, seed: int = 0) -> list[Observation]:
     """What no camera has seen: noise of the right shape."""
     rng = np.random.default_rng(seed)
     return [
         Observation(
-            state=rng.uniform(-1, 1, policy.spec.state.size).astype(np.float32),
+            state=rng.uniform(-1, 1, spec.state.size).astype(np.float32),
             images={
                 camera.name: rng.integers(0, 256, (camera.height, camera.width, 3), dtype=np.uint8)
-                for camera in policy.spec.cameras
+                for camera in spec.cameras
             },
             instruction=INSTRUCTION,
             time=index * _PERIOD,
         )
         for index in range(count)
     ]
+
+
+def _spec(values: Mapping[str, Any]) -> PolicySpec:
+    pixels = values["camera_pixels"]
+    return PolicySpec(
+        name=values["name"],
+        cameras=tuple(CameraSpec(name, pixels, pixels) for name in values["cameras"]),
+        state=StateSpec((_group("measured", values["state"]),)),
+        action=ActionSpec((_group("absolute", values["action"]),)),
+        period=_PERIOD,
+        horizon=values["horizon"],
+        max_committed=values["max_committed"],
+        executed=values["executed"],
+    )
 
 
 def _backbone(values: Mapping[str, Any], cameras: Sequence[str], state: int) -> Any:

@@ -81,6 +81,11 @@ class VLAPolicy:
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.backbone.parameters()).dtype
+
     def begin(self, seed: int) -> VLASession:
         """A session whose noise is drawn from `seed`."""
         return VLASession(self, seed)

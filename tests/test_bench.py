@@ -91,6 +91,24 @@ def test_presets_need_no_data_and_claim_no_expert():
     assert all(row["expert_error"] is None for row in found["rows"])
 
 
+def test_pi0_is_sampled_as_transformers_does_and_with_its_branches_reused():
+    text = "{model_type: gemma, hidden_size: 32, num_hidden_layers: 2, intermediate_size: 64, vocab_size: 40, "
+    text += "num_attention_heads: 2, num_key_value_heads: 1, head_dim: 16}"
+    vision = "{model_type: siglip_vision_model, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    vision += "num_attention_heads: 2, patch_size: 14, image_size: 28, vision_use_head: false}"
+    vlm = f"{{model_type: paligemma, text_config: {text}, vision_config: {vision}, projection_dim: 32, "
+    vlm += "image_token_id: 39}"
+    sizes = f"+preset.model={{vlm_config: {vlm}, dit_config: {text}}}"
+    found, _ = benched("preset=pi0", sizes, "preset.camera_pixels=32", "preset.horizon=6", "preset.executed=6")
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert rows["transformers' sample_actions"]["deviation"] < 1e-5
+    assert rows["plain"]["evaluations"] == 40
+    assert rows["5 steps"]["evaluations"] == 20
+    assert rows["uniform 5"]["evaluations"] == 24  # five steps and the last
+    assert 20 <= rows["bac 5"]["evaluations"] < 40
+    assert rows["bac 5"]["deviation"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

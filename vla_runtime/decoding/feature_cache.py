@@ -76,17 +76,20 @@ class FeatureCache:
         """Whether this step computes no branch."""
         return not self._full and self._step != self._first and not self._plan[self._step]
 
+    def reuses(self, index: int) -> bool:
+        """Whether this step takes the branch's output as it was kept."""
+        return not (self._full or self._step == self._first or index in self._plan[self._step])
+
     def branch(self, index: int, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a branch at this step: computed and kept, or as it was kept."""
-        first = self._step == self._first
-        if not (first or self._full or index in self._plan[self._step]):
+        if self.reuses(index):
             assert self._kept is not None
             return self._kept[index]
         output = compute()
         if self._kept is None or self._kept.shape[1:] != output.shape or self._kept.dtype != output.dtype:
             self._kept = output.new_zeros(self.branches, *output.shape)
         kept = self._kept[index]
-        if not first:
+        if self._step != self._first:
             self._compare(index, kept, output)
         self._updated[index] = self._step
         self.evaluations += 1

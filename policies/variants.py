@@ -1,0 +1,269 @@
+"""Every way to decode a policy that can be compared: what `bench` times in turn.
+
+A variant is a backbone, a head and a decoder that answer alike. Some have a rival's layers or caches under the same
+weights, some keep nothing of the prefix; "plain" is always the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.adapted import Adapted
+from policies.calibration import Frame, Recorder, Recording, record, sampler_of, schedule
+from policies.decoding import AUTO, PLAIN, Decode, Decoder, MaskedDecoder, PlainDecoder, WarmStart, with_steps
+from policies.heads.diffusion import Diffusion, Flow
+from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.heads.prepared import PreparedDecoder
+from policies.pi0 import Pi0, Pi0Context
+from policies.rivals import DiffusersCache, TorchDecoder
+from policies.vla import VLAPolicy
+from vla_runtime.decoding.bac import Schedule, reuse_error, similarity
+from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+
+
+@dataclass(slots=True)
+class Variant:
+    """One way from an observation to a chunk. backbone: what encodes and steps; head: what draws the noise.
+
+    decoder: as a session's. warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
+    evaluations: residual branches a chunk computes, None where nobody counts.
+    """
+
+    name: str
+    backbone: Any
+    head: Any
+    decoder: Decoder
+    warm: WarmStart | None = None
+    begin: Callable[[], None] = lambda: None
+    evaluations: Callable[[], float | None] = lambda: None
+    seconds: list[list[float]] = field(default_factory=list)
+    deviation: list[float] = field(default_factory=list)
+    error: list[float] = field(default_factory=list)
+
+
+class Recomputed:
+    """A backbone that keeps nothing of the prefix: every step computes it again from what the eyes saw."""
+
+    name = "recomputed"
+
+    def __init__(self, backbone: Any):
+        self._backbone = backbone
+        self.features = backbone.features
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def remember(self, *features: Tensor) -> tuple[Tensor, ...]:
+        """The features themselves."""
+        return features
+
+    def step(
+        self,
+        context: tuple[Tensor, ...],
+        slots_BLD: Tensor,
+        mask_LL: Tensor | None = None,
+        cond_BD: Tensor | None = None,
+    ) -> Tensor:
+        """As the backbone's, on a prefix computed for this step."""
+        return self._backbone.step(self._backbone.remember(*context), slots_BLD, mask_LL, cond_BD)  # type: ignore[no-any-return]
+
+
+class CachedDecoder:
+    """A head's own plain decode over a backbone that reuses branches: caching alone, without the exact savings."""
+
+    def __init__(self, head: Any, backbone: Any, schedule: Schedule):
+        prepared = PreparedDecoder(head, backbone, schedule)
+        assert prepared.cache is not None
+        self.cache = prepared.cache
+        self._head, self._steps = head, CachedSteps(backbone, prepared.cache)
+        self.facts: dict[str, float] = {}
+
+    def __call__(self, context: Any, committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any) -> Tensor:
+        self._steps.begin()
+        return self._head.decode(self._steps, context, committed, noise, batch)  # type: ignore[no-any-return]
+
+
+def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], named: Path | None) -> list[Variant]:
+    """Everything that can be compared for a policy's head; "plain" is first. made_from: what a schedule is made of."""
+    head: Any = policy.head
+    backbone: Any = policy.backbone
+    plain = Variant("plain", backbone, head, PlainDecoder(head, backbone))
+    if isinstance(head, Diffusion | Flow) and hasattr(backbone, "blocks"):
+        plain.evaluations = _every(plain)
+        return [plain, *_denoising(policy, made_from, config, named)]
+    if isinstance(head, DiscreteDiffusion):
+        return [plain, *_masked(policy, config)]
+    return [plain]
+
+
+def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], named: Path | None) -> list[Variant]:
+    head: Any = policy.head
+    backbone: Any = policy.backbone
+    updates, bubble = config["updates"], config["bubble"]
+    recording = record(policy, [made_from.observation], config["seed"])
+    if not 1 <= updates <= recording.steps:
+        raise ValueError(f"updates: expected 1 to {recording.steps} (all steps), got {updates}")
+    torchs = TorchDecoder(backbone)
+    found = [Variant("torch nn.TransformerDecoder", torchs, head, PlainDecoder(head, torchs))]
+    found.append(_prepared("exact savings", policy, Decode("exact")))
+    bac = schedule(recording, "bac", updates, bubble)
+    even = schedule(recording, "uniform", updates)
+    alone = CachedDecoder(head, backbone, bac)
+    found.append(_counted(Variant(f"bac {updates}", backbone, head, alone), alone.cache))
+    for name, made in ((f"uniform {updates} + exact", even), (f"bac {updates} + exact", bac)):
+        decoder = PreparedDecoder(head, backbone, made)
+        assert decoder.cache is not None
+        found.append(_counted(Variant(name, backbone, head, decoder), decoder.cache))
+    share = config["warm_start"]
+    if share is not None:
+        found.append(_prepared(f"warm start {share:g} + exact", policy, Decode("exact", warm_start=share)))
+        decoder = PreparedDecoder(head, backbone, bac)
+        assert decoder.cache is not None
+        warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
+        found.append(_counted(Variant(f"bac {updates}, warm start {share:g} + exact", backbone, head, decoder, warm),
+                              decoder.cache))  # fmt: skip
+    for steps in config["fewer_steps"]:
+        samplers = ("ddim", "dpm") if isinstance(head, Diffusion) else (None,)
+        for sampler in samplers:
+            name = f"{sampler} {steps} + exact" if sampler else f"{steps} steps + exact"
+            found.append(_prepared(name, policy, Decode("exact", sampler=sampler, steps=steps)))
+    for name, cache in (
+        (f"diffusers first-block, {config['first_block']:g}",
+         DiffusersCache(backbone, "first_block", threshold=config["first_block"])),
+        (f"diffusers TaylorSeer, every {config['taylorseer']}",
+         DiffusersCache(backbone, "taylorseer", interval=config["taylorseer"])),
+    ):  # fmt: skip
+        found.append(Variant(name, cache, head, PlainDecoder(head, cache), begin=cache.begin))
+    if named is not None and (own := AUTO.named(named)) != PLAIN:
+        found.append(_prepared("as the checkpoint names", policy, own))
+    return found
+
+
+def _masked(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:
+    backbone: Any = policy.backbone
+    found = []
+    for rounds in config["rounds"]:
+        head = with_steps(policy.head, Decode("plain", steps=rounds))
+        found.append(Variant(f"{rounds} rounds", backbone, head, MaskedDecoder(head, backbone, None)))
+        again = Recomputed(backbone)
+        found.append(Variant(f"{rounds} rounds, prefix recomputed", again, head, MaskedDecoder(head, again, None)))
+    return found
+
+
+def _prepared(name: str, policy: VLAPolicy, decode: Decode) -> Variant:
+    asked = policy.decoding(decode)
+    decoder = asked.decoder()
+    found = Variant(name, policy.backbone, asked.head, decoder, asked.warm_start())
+    if isinstance(decoder, PreparedDecoder) and decoder.cache is not None:
+        return _counted(found, decoder.cache)
+    found.evaluations = _every(found)
+    return found
+
+
+def _every(one: Variant) -> Callable[[], float]:
+    """Every branch at every step that is taken."""
+    steps = sampler_of(one.head)[1] - (one.warm.first if one.warm else 0)
+    return lambda: float(steps * len(one.backbone.blocks()))
+
+
+def _counted(variant: Variant, cache: Any) -> Variant:
+    def count() -> float:
+        chunks = max(1, len(variant.deviation))
+        return cache.evaluations / chunks  # type: ignore[no-any-return]
+
+    variant.evaluations = count
+    return variant
+
+
+class Pi0Head:
+    """What pi0 asks of a head here: its noise."""
+
+    name = "pi0"
+
+    def __init__(self, rows: int, size: int):
+        self._shape = (rows, size)
+
+    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The sample to begin with."""
+        return {"start": torch.randn((batch, *self._shape), generator=generator)}
+
+
+class Pi0Decoder:
+    """pi0 sampled in `steps` Euler steps, its expert's branches reused as a cache's plan says."""
+
+    def __init__(self, model: Pi0, steps: int, cache: FeatureCache | None = None):
+        self._model, self._steps = model, steps
+        self._adapted = None if cache is None else Adapted(model.branches()[0], cache)
+        self.facts: dict[str, float] = {}
+
+    def __call__(
+        self, context: Pi0Context, committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        if self._adapted is None:
+            return self._model.decode(context, noise["start"], self._steps)
+        with self._adapted as adapted:
+            return self._model.decode(context, noise["start"], self._steps, adapted)
+
+
+class Pi0Library:
+    """The model's own `sample_actions`, from images to actions: all of it counts as decoding."""
+
+    name = "transformers"
+
+    def __init__(self, model: Pi0, steps: int):
+        self._model, self._steps = model.model, steps
+        self.facts: dict[str, float] = {}
+
+    def features(self, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor]]:
+        """Nothing yet."""
+        return (batch,)
+
+    def remember(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Nothing yet."""
+        return batch
+
+    def __call__(
+        self, context: Mapping[str, Tensor], committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        found: Tensor = self._model.sample_actions(
+            state=context["state_BS"], input_ids=context["ids_BN"], pixel_values=context["pixels_BC3HW"],
+            attention_mask=context["keep_BN"], pixel_attention_mask=context["cameras_BC"], noise=noise["start"],
+            num_steps=self._steps,
+        )  # fmt: skip
+        return found
+
+
+def pi0_variants(model: Pi0, head: Pi0Head, seen: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[Variant]:
+    """Ways to sample pi0; "plain" is first. seen: an observation to make a schedule of."""
+    steps = int(model.model.config.num_inference_steps)
+    branches, blocks = model.branches()
+    every = steps * len(blocks)
+
+    def plain_variant(name: str, count: int) -> Variant:
+        done = float(every * count / steps)
+        return Variant(name, model, head, Pi0Decoder(model, count), evaluations=lambda: done)
+
+    recorder: Any = Recorder(len(blocks))
+    noise = head.draw(1, torch.Generator().manual_seed(config["seed"]))["start"].to(seen["state_BS"])
+    with Adapted(branches, recorder) as adapted:
+        model.decode(model.encode(seen), noise, steps, adapted)
+    flat = {block: recorder.flat(index) for index, block in enumerate(blocks)}
+    alike = {block: similarity(outputs) for block, outputs in flat.items()}
+    errors = {block: reuse_error(outputs) for block, outputs in flat.items()}
+    recording = Recording(alike, alike, errors, steps, "euler", None, "cosine", "one observation")
+    library = Pi0Library(model, steps)
+    found = [plain_variant("plain", steps), Variant("transformers' sample_actions", library, head, library)]
+    for updates in sorted({max(1, steps // 2), max(1, steps // 4)}, reverse=True):
+        for method, bubble in (("uniform", 0), ("bac", config["bubble"])):
+            made = schedule(recording, method, updates, bubble)
+            plan = [{blocks.index(block) for block in made.updated(k)} for k in range(steps)]
+            cache = FeatureCache(plan, len(blocks))
+            found.append(_counted(Variant(f"{method} {updates}", model, head, Pi0Decoder(model, steps, cache)), cache))
+        found.append(plain_variant(f"{updates} steps", updates))
+    return found
