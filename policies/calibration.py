@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.decoding import PLAIN, Decode, Decoder
+from policies.decoding import PLAIN, Decode, Decoder, refreshable
 from policies.heads.diffusion import Diffusion, Flow
+from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
 from policies.timing import finish
 from policies.vla import VLAPolicy
@@ -138,6 +139,51 @@ def record(
             cosine[block] += similarity(outputs, "cosine") / len(observations)
             errors[block] += reuse_error(outputs) / len(observations)
     return Recording(alike, cosine, errors, steps, sampler, policy.spec.weights, metric, digest.hexdigest()[:16])
+
+
+@torch.no_grad()
+def prefix_similarity(policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0) -> Array:
+    """How alike the prefix's keys and values are over the rounds of masked diffusion: cosine float64 [T, T].
+
+    A mean over observations and layers; `adaptive` of it says in which rounds a prefix that sees the slots is best
+    computed anew. ValueError for a policy without rounds or whose prefix never sees slots.
+    """
+    head: Any = policy.head
+    if not isinstance(head, DiscreteDiffusion) or not refreshable(policy.backbone):
+        raise ValueError(
+            f"decode.refresh: expected discrete_diffusion over a prefix that sees the slots, got {head.name} over "
+            f"{policy.backbone.name}"
+        )
+    rounds = head.decoding.rounds
+    alike = np.zeros((rounds, rounds))
+    for index, observation in enumerate(observations):
+        kept = _KeptPrefixes(policy.backbone)
+        noise = {name: value.to(policy.device) for name, value in _draw(head, _seed(seed, index, 0)).items()}
+        head.decode(kept, kept.encode(policy.batch([observation])), None, noise)
+        for layer in zip(*kept.prefixes, strict=True):
+            flat = np.stack([torch.cat([part.flatten() for part in pair]).float().cpu().numpy() for pair in layer])
+            alike += similarity(flat, "cosine") / len(kept.prefixes[0]) / len(observations)
+    return alike
+
+
+class _KeptPrefixes:
+    """A backbone that remembers what its prefix came to in every round."""
+
+    def __init__(self, backbone: Any):
+        self._backbone = backbone
+        self.prefixes: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def step(self, context: Any, slots: Tensor, mask: Tensor | None = None, cond: Tensor | None = None) -> Tensor:
+        hidden, now = self._backbone.step_keeping(context, slots, mask, cond)
+        self.prefixes.append(now)
+        return hidden  # type: ignore[no-any-return]
+
+
+def _draw(head: Any, seed: int) -> Noise:
+    return head.draw(1, torch.Generator().manual_seed(seed))  # type: ignore[no-any-return]
 
 
 def schedule(recording: Recording, method: str, updates: int, bubble: int = 0, force_last: bool = True) -> Schedule:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from policies.decoding import AUTO, Decode
+from policies.decoding import AUTO, PRECISIONS, Decode
 from policies.heads.autoregressive import Autoregressive
 from policies.heads.beast import Beast
 from policies.heads.diffusion import Diffusion, Flow
@@ -162,7 +162,7 @@ def load_policy(
     device: torch.device | str = "cpu",
     decode: Decode = AUTO,
 ) -> VLAPolicy:
-    """The policy of a folder, or of a shipped policy's name, in fp32 on `device`.
+    """The policy of a folder, or of a shipped policy's name, on `device`, in fp32 or `decode.precision`.
 
     heads: classes of one's own by name. decode: how it decodes, by default as the checkpoint names. CheckpointError
     as above, ValueError for a device that is not there and a decode that this policy cannot do.
@@ -209,9 +209,10 @@ def load_policy(
             f"{folder / CONFIG}: expected a checkpoint of version {VERSION}, got {type(error).__name__}: {error}"
         ) from error
     _fill(policy, path)
-    policy.backbone.to(device)
-    policy.head.to(device)
-    return policy.decoding(decode.named(folder))
+    decode = decode.named(folder)
+    for part in (policy.backbone, policy.head):
+        part.to(device, PRECISIONS[decode.precision or "fp32"])
+    return policy.decoding(decode)
 
 
 def _device(name: torch.device | str) -> torch.device:

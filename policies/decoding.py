@@ -24,10 +24,12 @@ from policies.heads.prepared import PreparedDecoder
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
+from vla_runtime.decoding.prefix import RefreshedPrefix
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionSpec
 
 MODES = ("auto", "plain", "exact", "bac")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # What a checkpoint folder may hold beside its weights: how it wants to be decoded.
 NAMED = "decode.json"
 
@@ -50,7 +52,11 @@ class Decode:
     sampler (ddpm, ddim, dpm) and steps (of denoising or flow; rounds of masked diffusion): None for the
     checkpoint's own. warm_start: None, or the share of the steps that is taken, from the chunk before on, shifted
     in time and noised again; an episode's first chunk begins with noise. confident, deadline: of masked diffusion,
-    the probability at which no more rounds are made, and the seconds after which one pass commits everything left.
+    the probability at which no more rounds are made, and the seconds from the observation on after which one pass
+    commits everything left; one is always made.
+    refresh: with bac, of masked diffusion over a prefix that sees the slots (OpenVLA-OFT's mask), the rounds in which
+    the prefix is computed anew; an approximation, unlike everything else about rounds.
+    precision: of the weights and of what the networks compute, fp32 or bf16; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
     """
 
@@ -61,8 +67,12 @@ class Decode:
     warm_start: float | None = None
     confident: float | None = None
     deadline: float | None = None
+    precision: str | None = None
+    refresh: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise ValueError(f"decode.precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.mode not in MODES:
             raise ValueError(f"decode: expected one of {', '.join(MODES)}, got {self.mode!r}")
         if self.schedule is not None and self.mode in ("plain", "exact"):
@@ -74,6 +84,13 @@ class Decode:
             )
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
             raise ValueError(f"decode.steps: expected a whole number from 1 on, got {self.steps}")
+        if self.refresh is not None:
+            if self.mode not in ("auto", "bac") or not self.refresh or min(self.refresh) < 0:
+                raise ValueError(
+                    "decode.refresh: expected rounds from 0 on, with decode=auto or bac, "
+                    f"got {self.refresh} with decode={self.mode}"
+                )
+            object.__setattr__(self, "refresh", tuple(self.refresh))
         if self.deadline is not None and not self.deadline >= 0:
             raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
 
@@ -93,7 +110,7 @@ class Decode:
             found = replace(replace(known, mode="exact") if warm else known, **self._asked())
         if found.schedule is not None and self.schedule is None:
             found = replace(found, schedule=str(folder / found.schedule))
-        if found.mode == "bac" and found.schedule is None:
+        if found.mode == "bac" and found.schedule is None and found.refresh is None:
             found = replace(found, schedule=str(folder / "schedule.json"))
         return found
 
@@ -103,6 +120,16 @@ class Decode:
 
 
 AUTO, PLAIN = Decode(), Decode("plain")
+
+
+def require_precision(dtype: torch.dtype, decode: Decode) -> str:
+    """The precision that weights of `dtype` have. ValueError where another one is asked for."""
+    found = next((name for name, known in PRECISIONS.items() if known == dtype), str(dtype))
+    if decode.precision not in (None, found):
+        raise ValueError(
+            f"decode.precision: expected weights in {decode.precision}, got {found}; load the policy with it"
+        )
+    return found
 
 
 def with_steps(head: Any, decode: Decode) -> Any:
@@ -142,9 +169,22 @@ def decoder_for(
     facts = _facts(head)
     if decode.mode == "auto":
         raise ValueError("decode=auto: expected plain, exact or bac here, where there is no checkpoint to name one")
-    if isinstance(head, DiscreteDiffusion) and decode.mode == "plain":
-        facts |= {name: one for name in ("confident", "deadline") if (one := getattr(decode, name)) is not None}
-        return lambda: MaskedDecoder(head, backbone, decode.deadline), facts
+    if isinstance(head, DiscreteDiffusion) and (decode.mode == "plain" or decode.refresh is not None):
+        asked = {name: getattr(decode, name) for name in ("confident", "deadline", "refresh")}
+        facts |= {name: list(one) if name == "refresh" else one for name, one in asked.items() if one is not None}
+        if decode.refresh is None:
+            return lambda: MaskedDecoder(head, backbone, decode.deadline), facts
+        rounds = decode.refresh
+        if not refreshable(backbone):
+            raise ValueError(
+                f"decode.refresh: expected a backbone whose prefix sees the slots, got {backbone.name}, which keeps "
+                "its prefix exactly; take decode=plain"
+            )
+        if max(rounds) >= head.decoding.rounds:
+            raise ValueError(f"decode.refresh: expected rounds below {head.decoding.rounds}, got {max(rounds)}")
+        return lambda: MaskedDecoder(head, RefreshedPrefix(backbone, rounds), decode.deadline), facts
+    if decode.refresh is not None:
+        raise ValueError(f"decode.refresh: expected a discrete_diffusion head, got {head.name}")
     if decode.mode == "plain":
         return lambda: PlainDecoder(head, backbone), facts
     if not isinstance(head, Diffusion | Flow):
@@ -167,6 +207,11 @@ def decoder_for(
     if decode.warm_start is not None:
         facts["warm_start"] = decode.warm_start
     return lambda: PreparedDecoder(head, backbone, schedule), facts
+
+
+def refreshable(backbone: Any) -> bool:
+    """Whether the prefix sees the slots, so that keeping it over rounds is an approximation."""
+    return getattr(getattr(backbone, "config", None), "attention", None) == "oft"
 
 
 def _facts(head: Any) -> dict[str, Any]:
@@ -194,27 +239,42 @@ class PlainDecoder:
 
 
 class MaskedDecoder:
-    """Masked diffusion's own `decode`, with a deadline in seconds, and facts about its rounds."""
+    """Masked diffusion's own `decode`, with a deadline in seconds, and facts about its rounds.
+
+    late: whether the deadline cut rounds off; forced: tokens that the last round committed, whatever its reason.
+    """
 
     def __init__(self, head: DiscreteDiffusion, backbone: Any, deadline: float | None):
         self._head, self._backbone, self._deadline = head, backbone, deadline
         self._clock = SystemClock()
+        self._began: float | None = None
         self.facts: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """The observation of the next chunk is here: its deadline counts from now, the encoding included."""
+        self._began = self._clock.now()
 
     def __call__(
         self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
     ) -> Tensor:
-        began, deadline = self._clock.now(), self._deadline
+        began = self._clock.now() if self._began is None else self._began
+        cut = False
 
         def late() -> bool:
-            return deadline is not None and self._clock.now() - began >= deadline
+            nonlocal cut
+            cut = self._deadline is not None and self._clock.now() - began >= self._deadline
+            return cut
 
+        if isinstance(self._backbone, RefreshedPrefix):
+            self._backbone.begin()
         found = self._head.decode_rounds(self._backbone, context, committed, noise, batch, late)
         self.facts = {
             "rounds": found.rounds,
             "forced": float(found.forced_B.float().mean()),
             "confidence": float(found.confidence_BL.mean()),
+            "late": float(cut),
         }
+        self._began = None
         return self._head.chunk(found.ids_BL, committed)
 
 

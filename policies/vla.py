@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.decoding import PLAIN, Decode, Decoder, WarmStart, decoder_for, neutral_row, with_steps
+from policies.decoding import (
+    PLAIN,
+    Decode,
+    Decoder,
+    MaskedDecoder,
+    WarmStart,
+    decoder_for,
+    neutral_row,
+    require_precision,
+    with_steps,
+)
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 
@@ -43,7 +53,8 @@ class VLAPolicy:
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
         self._warm_start = decode.warm_start
         self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
-        self._spec = replace(spec, decode={"mode": decode.mode, **facts})
+        precision = require_precision(self.dtype, decode)
+        self._spec = replace(spec, decode={"mode": decode.mode, "precision": precision, **facts})
         self.state, self.action = state, action
         self._binary = [
             (spec.action.slices[group.name], group.open, group.close)
@@ -142,6 +153,8 @@ class VLASession:
     ) -> ActionChunk:
         policy: Any = self._policy
         observation = observations[-1]
+        if isinstance(self._decode, MaskedDecoder):
+            self._decode.begin()
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
         context = policy.backbone.encode(policy.batch([observation]))
         given = policy.committed(committed)

@@ -96,7 +96,7 @@ class Nano(nn.Module):
 
     def features(self, batch: Batch) -> tuple[Tensor]:
         """The trunk's tokens [B, N, D]: what follows from the observation and the trunk alone."""
-        tokens = [self.state(batch.state_BS)[:, None] + self.kinds[0]]
+        tokens = [self.state(batch.state_BS.to(self.kinds.dtype))[:, None] + self.kinds[0]]
         tokens.append(self.text(batch.instructions) + self.kinds[1])
         for index, camera in enumerate(self.config.cameras):
             if camera not in batch.images:

@@ -97,4 +97,4 @@ class Beast(nn.Module):
     def _out(self, backbone: Any, context: Any, committed: Committed | None, batch: int, cond: Tensor | None) -> Tensor:
         slots = torch.cat([self.prefix(committed, batch), self.queries.expand(batch, -1, -1)], dim=1)
         hidden = backbone.step(context, slots, cond_BD=cond)
-        return self.out(hidden[:, -self.num_slots :])  # type: ignore[no-any-return]
+        return self.out(hidden[:, -self.num_slots :]).float()  # type: ignore[no-any-return]

@@ -31,17 +31,20 @@ class _Rows(nn.Module):
         self.out = nn.Linear(width, size)
 
     def forward(self, backbone: Any, context: Any, committed: Committed | None, sample: Tensor, time: Tensor) -> Tensor:
-        """sample float [B, T, A], time float [B] in [0, 1] -> float [B, T, A]."""
-        slots = torch.cat([self.prefix(committed, len(sample)), self.embed(sample) + self.places], dim=1)
+        """sample float [B, T, A], time float [B] in [0, 1] -> float [B, T, A].
+
+        The sample and the answer are in the sample's precision, whatever the network's: errors of a sample add up.
+        """
+        embedded = self.embed(sample.to(self.places.dtype)) + self.places
+        slots = torch.cat([self.prefix(committed, len(sample)), embedded], dim=1)
         hidden = backbone.step(context, slots, cond_BD=self.time(self.waves(time)))
-        return self.out(hidden[:, -self.rows :])  # type: ignore[no-any-return]
+        return self.out(hidden[:, -self.rows :]).to(sample.dtype)  # type: ignore[no-any-return]
 
     def waves(self, time: Tensor) -> Tensor:
         """Sines and cosines of the time at frequencies from 1 to 1000: [B, D]."""
         half = self.places.shape[1] // 2
-        rates = torch.logspace(0, 3, half, device=time.device, dtype=self.places.dtype)
-        angles = time[:, None].to(self.places.dtype) * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        angles = time[:, None].float() * torch.logspace(0, 3, half, device=time.device)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.places.dtype)
 
 
 class Diffusion(nn.Module):

@@ -124,10 +124,10 @@ class PreparedDecoder:
     def _predict(self, sample: Tensor, k: int) -> Tensor:
         slots, rows = self._slots, self._network.rows
         assert slots is not None
-        torch.add(self._network.embed(sample), self._network.places, out=slots[:, -rows:])
+        torch.add(self._network.embed(sample.to(slots.dtype)), self._network.places, out=slots[:, -rows:])
         steps = self._backbone if self._cached is None else self._cached
         hidden = steps.step(self._timed.at(k), slots)
-        return self._network.out(hidden[:, -rows:])  # type: ignore[no-any-return]
+        return self._network.out(hidden[:, -rows:]).to(sample.dtype)  # type: ignore[no-any-return]
 
     def _planned(self, schedule: Schedule) -> FeatureCache:
         if not hasattr(self._backbone, "blocks"):

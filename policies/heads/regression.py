@@ -41,4 +41,4 @@ class Regression(nn.Module):
     def _rows(self, backbone: Any, context: Any, committed: Committed | None, batch: int) -> Tensor:
         slots = torch.cat([self.prefix(committed, batch), self.queries.expand(batch, -1, -1)], dim=1)
         hidden = backbone.step(context, slots)
-        return self.out(hidden[:, -self.rows :])  # type: ignore[no-any-return]
+        return self.out(hidden[:, -self.rows :]).float()  # type: ignore[no-any-return]

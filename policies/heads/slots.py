@@ -39,7 +39,7 @@ class PrefixSlots(nn.Module):
         known = committed.known_BP()[..., None]
         # Rows that are not given may hold anything, also what is not finite.
         rows = torch.where(known, committed.rows_BPA, torch.zeros_like(committed.rows_BPA))
-        return torch.where(known, self.embed(rows), self.blank) + self.places
+        return torch.where(known, self.embed(rows.to(self.blank.dtype)), self.blank) + self.places
 
 
 def free_rows(actions_BTA: Tensor, committed: Committed | None) -> Tensor:

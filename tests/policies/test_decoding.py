@@ -14,6 +14,7 @@ from policies.checkpoint import load_policy, save_policy
 from policies.decoding import PLAIN, Decode, WarmStart, neutral_row
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
+from vla_runtime.control.clock import SystemClock
 from vla_runtime.evaluation.episodes import EpisodeRunner
 
 TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
@@ -43,7 +44,7 @@ def chunk(policy, observation, seed=3):
 
 def test_plain_is_the_default_and_the_heads_own_bit_for_bit(folder, observations):
     policy = load_policy(folder)
-    assert policy.spec.decode == {"mode": "plain", "sampler": "ddpm", "steps": 12}
+    assert policy.spec.decode == {"mode": "plain", "precision": "fp32", "sampler": "ddpm", "steps": 12}
     session = policy.begin(3)
     noise = policy.head.draw(1, session._generator)
     context = policy.backbone.encode(policy.batch(observations[:1]))
@@ -61,7 +62,7 @@ def test_sampler_and_steps_change_one_policy_and_not_the_other(folder, observati
     policy = load_policy(folder)
     before = chunk(policy, observations[0])
     other = policy.decoding(Decode("plain", sampler="ddim", steps=3))
-    assert other.spec.decode == {"mode": "plain", "sampler": "ddim", "steps": 3}
+    assert other.spec.decode == {"mode": "plain", "precision": "fp32", "sampler": "ddim", "steps": 3}
     assert not np.array_equal(chunk(other, observations[0]), before)
     np.testing.assert_array_equal(chunk(policy, observations[0]), before)
     np.testing.assert_array_equal(chunk(other.decoding(PLAIN), observations[0]), before)
@@ -144,7 +145,7 @@ def test_a_warm_start_alone_is_decoded_exactly(folder):
     assert load_policy(folder, decode=Decode(warm_start=0.5)).spec.decode["mode"] == "exact"
     (folder / "decode.json").write_text(json.dumps({"mode": "plain", "sampler": "ddim", "steps": 4}))
     found = load_policy(folder, decode=Decode(warm_start=0.5)).spec.decode
-    assert found == {"mode": "exact", "sampler": "ddim", "steps": 4, "warm_start": 0.5}
+    assert found == {"mode": "exact", "precision": "fp32", "sampler": "ddim", "steps": 4, "warm_start": 0.5}
 
 
 @pytest.mark.parametrize("asked", ["decode=bac", "decode.steps=5"])
@@ -212,10 +213,11 @@ def test_masked_diffusion_tells_of_its_rounds_and_keeps_deadlines(make_policy, o
     assert 0 < found.facts["confidence"] < 1
     late = policy.decoding(Decode("plain", deadline=0.0)).begin(0).predict([observations[0]])
     assert (late.facts["rounds"], late.facts["forced"]) == (1, policy.head.tokenizer.num_tokens)
+    assert (found.facts["late"], late.facts["late"]) == (0, 1)
     once = policy.decoding(Decode("plain", steps=1)).begin(0).predict([observations[0]])
     np.testing.assert_array_equal(late.actions, once.actions)
     sure = policy.decoding(Decode("plain", confident=1e-6))
-    assert sure.spec.decode == {"mode": "plain", "rounds": 6, "confident": 1e-6}
+    assert sure.spec.decode == {"mode": "plain", "precision": "fp32", "rounds": 6, "confident": 1e-6}
     assert sure.begin(0).predict([observations[0]]).facts["rounds"] == 1
 
 
@@ -231,4 +233,51 @@ def test_what_chunks_say_reaches_the_row(make_policy, tmp_path):
     config = load("rollout", ["env=reach", "env.size=16", "env.max_steps=20", f"policy={tmp_path / 'dd'}"])
     chunks = EpisodeRunner(config, "none", tmp_path)((0, 0))["timing"]["chunks"]
     assert chunks["rounds"] == 3
-    assert set(chunks) == {"rounds", "forced", "confidence"}
+    assert set(chunks) == {"rounds", "forced", "confidence", "late"}
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        *(("diffusion", {"denoising": TWELVE}), ("flow", {}), ("regression", {}), ("beast", {})),
+        *(("autoregressive", {}), ("discrete_diffusion", {}), ("beast", {"tokens": "continuous"})),
+    ],
+)
+def test_another_precision_is_in_the_weights_and_told_and_nearly_the_same(
+    make_policy, observations, tmp_path, head, options
+):
+    whole = make_policy(head, **options)
+    save_policy(tmp_path / "saved", whole, options, {})
+    half = load_policy(tmp_path / "saved", decode=Decode("plain", precision="bf16"))
+    assert half.dtype == torch.bfloat16
+    assert half.spec.decode["precision"] == "bf16"
+    assert {value.dtype for value in half.head.parameters()} == {torch.bfloat16}
+    given = np.zeros((2, half.spec.action.size), np.float32)
+    for committed in (None, given):
+        found = half.begin(0).predict(observations[:1], committed).actions
+        wanted = load_policy(tmp_path / "saved").begin(0).predict(observations[:1], committed).actions
+        assert found.dtype == np.float32
+        # Tokens nearly as likely as the first may win: most rows are near, not all.
+        assert np.median(np.abs(found - wanted)) < 0.05
+    if head in ("diffusion", "flow"):
+        exact = half.decoding(Decode("exact")).begin(0).predict(observations[:1]).actions
+        np.testing.assert_allclose(exact, half.begin(0).predict(observations[:1]).actions, atol=0.05)
+
+
+def test_a_precision_that_is_not_active_is_refused(make_policy):
+    with pytest.raises(ValueError, match="expected weights in bf16, got fp32; load the policy with it"):
+        make_policy("beast").decoding(Decode("plain", precision="bf16"))
+    with pytest.raises(ValueError, match="expected one of fp32, bf16, got 'fp8'"):
+        Decode(precision="fp8")
+
+
+def test_a_deadline_counts_from_the_observation_on(make_policy, observations, monkeypatch):
+    policy = make_policy("discrete_diffusion", decoding={"rounds": 6}).decoding(Decode("plain", deadline=0.15))
+    clock, encode = SystemClock(), policy.backbone.encode
+
+    def slow(batch):
+        clock.sleep_until(clock.now() + 0.2)
+        return encode(batch)
+
+    monkeypatch.setattr(policy.backbone, "encode", slow)
+    assert policy.begin(0).predict([observations[0]]).facts["rounds"] == 1
