@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from policies.calibration import Frame, frames
 from policies.checkpoint import load_policy, own_class
-from policies.decoding import PLAIN
+from policies.decoding import Decode
 from policies.heads.diffusion import Diffusion, Flow
 from policies.presets import Pi0Subject, preset_policy, random_observations
 from policies.shipped import folder_of
@@ -66,11 +66,11 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     if preset["name"] is None:
         values = config["policy"]
         heads = {name: own_class(target) for name, target in (values.get("heads") or {}).items()}
-        policy = load_policy(values["folder"], heads, device, PLAIN)
+        policy = load_policy(values["folder"], heads, device, Decode("plain", precision=config["precision"]))
         made_from, *timed_on = _recorded_frames(policy, data_folder(), config)
         variants = variants_of(policy, made_from, config, folder_of(values["folder"]))
     else:
-        policy = Pi0Subject(preset, device) if preset["name"] == "pi0" else preset_policy(preset, device)
+        policy = (Pi0Subject if preset["name"] == "pi0" else preset_policy)(preset, device, config["precision"])
         shown = random_observations(policy.spec, config["observations"] + 2)
         made_from, *timed_on = [Frame(now, None, before) for before, now in pairwise(shown)]
         if isinstance(policy, Pi0Subject):
@@ -86,7 +86,7 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     ]
     plain_flops = next(row["flops"] for row in rows if row["variant"] == "plain")
     for row in rows:
-        row["flops_ratio"] = round(row["flops"] / plain_flops, 4)
+        row["flops_ratio"] = None if row["flops"] is None else round(row["flops"] / plain_flops, 4)
     stages = next(one.seconds for one in variants if one.name == "plain")
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "trained": preset["name"] is None,
@@ -169,7 +169,7 @@ def _noise(policy: Any, one: Variant, seed: int) -> dict[str, Tensor]:
 
 
 def _row(
-    one: Variant, plain: Variant, policy: Any, evaluations: float | None, flops: int
+    one: Variant, plain: Variant, policy: Any, evaluations: float | None, flops: int | None
 ) -> dict[str, Any]:
     whole, reference = (np.sum(variant.seconds, axis=1) for variant in (one, plain))
     p50 = float(np.median(whole))
@@ -192,8 +192,10 @@ def _row(
 
 
 @torch.no_grad()
-def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int:
-    """Counted floating-point operations of the decode, by torch's own counter."""
+def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int | None:
+    """Counted floating-point operations of the decode, by torch's own counter; None of a graph, where it sees none."""
+    if one.captured:
+        return None
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     context = one.backbone.remember(*one.backbone.features(policy.batch([frame.observation])))
     noise = _noise(policy, one, seed)

@@ -24,6 +24,7 @@ from policies.heads.prepared import PreparedDecoder
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
+from vla_runtime.decoding.graphs import Captured, CapturedSteps, require_cuda, tensors_of, with_tensors
 from vla_runtime.decoding.prefix import RefreshedPrefix
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionSpec
@@ -56,6 +57,7 @@ class Decode:
     commits everything left; one is always made.
     refresh: with bac, of masked diffusion over a prefix that sees the slots (OpenVLA-OFT's mask), the rounds in which
     the prefix is computed anew; an approximation, unlike everything else about rounds.
+    graphs: CUDA graphs, captured before the first chunk: of all steps with exact or bac, else of every pass.
     precision: of the weights and of what the networks compute, fp32 or bf16; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
     """
@@ -69,6 +71,7 @@ class Decode:
     deadline: float | None = None
     precision: str | None = None
     refresh: tuple[int, ...] | None = None
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in PRECISIONS:
@@ -167,13 +170,20 @@ def decoder_for(
     head: after `with_steps`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
+    if decode.graphs:
+        require_cuda(next(backbone.parameters()).device)
+        facts["graphs"] = True
+        if decode.refresh is not None:
+            raise ValueError("decode.graphs: expected no decode.refresh, got both; rounds then differ in shape")
+        if head.name == "autoregressive":
+            raise ValueError("decode.graphs: expected a head whose passes are alike, got autoregressive")
     if decode.mode == "auto":
         raise ValueError("decode=auto: expected plain, exact or bac here, where there is no checkpoint to name one")
     if isinstance(head, DiscreteDiffusion) and (decode.mode == "plain" or decode.refresh is not None):
         asked = {name: getattr(decode, name) for name in ("confident", "deadline", "refresh")}
         facts |= {name: list(one) if name == "refresh" else one for name, one in asked.items() if one is not None}
         if decode.refresh is None:
-            return lambda: MaskedDecoder(head, backbone, decode.deadline), facts
+            return lambda: MaskedDecoder(head, _captured(backbone, decode), decode.deadline), facts
         rounds = decode.refresh
         if not refreshable(backbone):
             raise ValueError(
@@ -186,7 +196,7 @@ def decoder_for(
     if decode.refresh is not None:
         raise ValueError(f"decode.refresh: expected a discrete_diffusion head, got {head.name}")
     if decode.mode == "plain":
-        return lambda: PlainDecoder(head, backbone), facts
+        return lambda: PlainDecoder(head, _captured(backbone, decode)), facts
     if not isinstance(head, Diffusion | Flow):
         raise ValueError(
             f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain"
@@ -206,7 +216,13 @@ def decoder_for(
         }  # fmt: skip
     if decode.warm_start is not None:
         facts["warm_start"] = decode.warm_start
+    if decode.graphs:
+        return lambda: CapturedDecoder(PreparedDecoder(head, backbone, schedule)), facts
     return lambda: PreparedDecoder(head, backbone, schedule), facts
+
+
+def _captured(backbone: Any, decode: Decode) -> Any:
+    return CapturedSteps(backbone) if decode.graphs else backbone
 
 
 def refreshable(backbone: Any) -> bool:
@@ -276,6 +292,50 @@ class MaskedDecoder:
         }
         self._began = None
         return self._head.chunk(found.ids_BL, committed)
+
+
+class CapturedDecoder:
+    """A prepared decoder as CUDA graphs: one for each of cold, warm, with rows given, and in full for the guard.
+
+    make: what captures. The first call of each kind captures it; `VLASession` makes them before the first chunk.
+    ValueError for another batch than that of the first call, since buffers lie where graphs know them.
+    """
+
+    def __init__(self, decoder: PreparedDecoder, make: Callable[..., Any] = Captured):
+        self._decoder, self._make = decoder, make
+        self._known: dict[tuple[bool, bool, int, bool], Any] = {}
+        self._batch: int | None = None
+        self.facts: dict[str, float] = {}
+
+    def __call__(
+        self,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        warm: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        self._batch = batch if self._batch is None else self._batch
+        if batch != self._batch:
+            raise ValueError(f"decode.graphs: expected a batch of {self._batch} as captured, got {batch}")
+        given = tensors_of((context, tuple(noise.values()), committed, warm))
+        key = (committed is None, warm is None, first, self._decoder.full)
+        if key not in self._known:
+            names = tuple(noise)
+
+            def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+                parts = with_tensors((context, tuple(noise.values()), committed, warm), values)
+                drawn = dict(zip(names, parts[1], strict=True))
+                rows = self._decoder.run(parts[0], parts[2], drawn, batch, parts[3], first)
+                gap = None if self._decoder.cache is None else self._decoder.cache.gap()
+                return rows, rows.new_zeros(0) if gap is None else gap
+
+            self._known[key] = self._make(run, given)
+        rows, gap = self._known[key](*given)
+        self._decoder.tell(gap)
+        self.facts = self._decoder.facts
+        return rows  # type: ignore[no-any-return]
 
 
 class WarmStart:

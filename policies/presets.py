@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from policies.checkpoint import TOKENIZERS, backbone_class, make_head
+from policies.decoding import PRECISIONS, Decode
 from policies.images import resize
 from policies.pi0 import Pi0
 from policies.tokenizers.bspline import BSpline
@@ -26,7 +27,9 @@ INSTRUCTION = "pick up the alphabet soup and place it in the basket"
 _PERIOD = 0.05
 
 
-def preset_policy(values: Mapping[str, Any], device: torch.device | str = "cpu", seed: int = 0) -> VLAPolicy:
+def preset_policy(
+    values: Mapping[str, Any], device: torch.device | str = "cpu", precision: str = "fp32", seed: int = 0
+) -> VLAPolicy:
     """An untrained policy of a preset's shape. ValueError where the preset needs a device that is not asked for."""
     needs = values.get("needs")
     if needs is not None and torch.device(device).type != needs:
@@ -46,7 +49,8 @@ def preset_policy(values: Mapping[str, Any], device: torch.device | str = "cpu",
     options = {key: value for key, value in values["head"].items() if key != "name"}
     options["max_committed"] = values["max_committed"]
     head = make_head(values["head"]["name"], backbone.width, rows, size, options, words).to(device)
-    backbone, head = backbone.requires_grad_(False), head.requires_grad_(False)
+    for part in (backbone, head):
+        part.requires_grad_(False).to(PRECISIONS[Decode(precision=precision).precision or "fp32"])
     state, action = (Normalise([-1.0] * count, [1.0] * count) for count in (values["state"], size))
     return VLAPolicy(spec, backbone, head, state, action)
 
@@ -54,13 +58,16 @@ def preset_policy(values: Mapping[str, Any], device: torch.device | str = "cpu",
 class Pi0Subject:
     """transformers' pi0 with random weights, as far as a benchmark asks a policy: batches in, rows out."""
 
-    def __init__(self, values: Mapping[str, Any], device: torch.device | str = "cpu", seed: int = 0):
+    def __init__(
+        self, values: Mapping[str, Any], device: torch.device | str = "cpu", precision: str = "fp32", seed: int = 0
+    ):
         self.device = torch.device(device)
         torch.manual_seed(seed)
         config = PI0Config(chunk_size=values["horizon"], **values.get("model", {}))
         with self.device:
             model = PI0ForConditionalGeneration(config)
-        self.backbone = Pi0(model.requires_grad_(False))
+        dtype = PRECISIONS[Decode(precision=precision).precision or "fp32"]
+        self.backbone = Pi0(model.requires_grad_(False).to(dtype))
         self.spec = _spec({**values, "max_committed": 0})
         self.chunk_shape = (config.chunk_size, config.max_action_dim)
         self.action = Normalise([-1.0] * values["action"], [1.0] * values["action"])

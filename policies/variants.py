@@ -16,7 +16,17 @@ from torch import Tensor
 
 from policies.adapted import Adapted
 from policies.calibration import Frame, Recorder, Recording, record, sampler_of, schedule
-from policies.decoding import AUTO, PLAIN, Decode, Decoder, MaskedDecoder, PlainDecoder, WarmStart, with_steps
+from policies.decoding import (
+    AUTO,
+    PLAIN,
+    CapturedDecoder,
+    Decode,
+    Decoder,
+    MaskedDecoder,
+    PlainDecoder,
+    WarmStart,
+    with_steps,
+)
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
@@ -25,13 +35,14 @@ from policies.rivals import DiffusersCache, TorchDecoder
 from policies.vla import VLAPolicy
 from vla_runtime.decoding.bac import Schedule, reuse_error, similarity
 from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+from vla_runtime.decoding.graphs import CapturedSteps
 
 
 @dataclass(slots=True)
 class Variant:
     """One way from an observation to a chunk. backbone: what encodes and steps; head: what draws the noise.
 
-    decoder: as a session's. warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
+    decoder: as a session's. captured: as CUDA graphs, whose work nobody counts. warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
     evaluations: residual branches a chunk computes, None where nobody counts.
     """
 
@@ -42,6 +53,7 @@ class Variant:
     warm: WarmStart | None = None
     begin: Callable[[], None] = lambda: None
     evaluations: Callable[[], float | None] = lambda: None
+    captured: bool = False
     seconds: list[list[float]] = field(default_factory=list)
     deviation: list[float] = field(default_factory=list)
     error: list[float] = field(default_factory=list)
@@ -99,6 +111,9 @@ def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], 
         return [plain, *_denoising(policy, made_from, config, named)]
     if isinstance(head, DiscreteDiffusion):
         return [plain, *_masked(policy, config)]
+    if policy.device.type == "cuda" and head.name != "autoregressive":
+        decoder = PlainDecoder(head, CapturedSteps(backbone))
+        return [plain, Variant("captured", backbone, head, decoder, captured=True)]
     return [plain]
 
 
@@ -120,6 +135,10 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
         decoder = PreparedDecoder(head, backbone, made)
         assert decoder.cache is not None
         found.append(_counted(Variant(name, backbone, head, decoder), decoder.cache))
+    if policy.device.type == "cuda":
+        for name, plan in (("exact savings, captured", None), (f"bac {updates} + exact, captured", bac)):
+            graphs = CapturedDecoder(PreparedDecoder(head, backbone, plan))
+            found.append(Variant(name, backbone, head, graphs, captured=True))
     share = config["warm_start"]
     if share is not None:
         found.append(_prepared(f"warm start {share:g} + exact", policy, Decode("exact", warm_start=share)))
@@ -151,6 +170,9 @@ def _masked(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:
     for rounds in config["rounds"]:
         head = with_steps(policy.head, Decode("plain", steps=rounds))
         found.append(Variant(f"{rounds} rounds", backbone, head, MaskedDecoder(head, backbone, None)))
+        if policy.device.type == "cuda":
+            graphs = MaskedDecoder(head, CapturedSteps(backbone), None)
+            found.append(Variant(f"{rounds} rounds, captured", backbone, head, graphs, captured=True))
         again = Recomputed(backbone)
         found.append(Variant(f"{rounds} rounds, prefix recomputed", again, head, MaskedDecoder(head, again, None)))
     return found

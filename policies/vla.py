@@ -146,6 +146,23 @@ class VLASession:
         self._decode = policy.decoder()
         self._warm = policy.warm_start()
         self._generator = torch.Generator().manual_seed(seed)
+        if policy.spec.decode.get("graphs"):
+            self._capture()
+
+    @torch.no_grad()
+    def _capture(self) -> None:
+        """Decode once in every way there is, so that no chunk of an episode waits for a capture."""
+        policy: Any = self._policy
+        spec = policy.spec
+        images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
+        blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
+        context = policy.backbone.encode(policy.batch([blank]))
+        noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, torch.Generator()).items()}
+        row = np.zeros((1, spec.action.size), np.float32)
+        for given in (None, policy.committed(row) if spec.max_committed else None):
+            rows = self._decode(context, given, noise, 1)
+            if self._warm is not None:
+                self._decode(context, given, noise, 1, rows, self._warm.first)
 
     @torch.no_grad()
     def predict(

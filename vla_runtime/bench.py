@@ -49,7 +49,7 @@ def _table(found: Mapping[str, Any]) -> Table:
         error, branches = row["expert_error"], row["evaluations"]
         table.add_row(
             row["variant"], *(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
-            f"{row['speedup']:.2f}x", f"{row['flops_ratio']:.1%}", "-" if branches is None else f"{branches:.0f}",
+            f"{row['speedup']:.2f}x", "-" if row["flops_ratio"] is None else f"{row['flops_ratio']:.1%}", "-" if branches is None else f"{branches:.0f}",
             f"{row['chunks_per_s']:.1f}", f"{row['actions_per_s']:.0f}", f"{row['deviation']:.4f}",
             "-" if error is None else f"{error:.4f}",
         )  # fmt: skip

@@ -74,6 +74,26 @@ class PreparedDecoder:
 
         ValueError for a first step other than 0 without a guess.
         """
+        rows = self.run(context, committed, noise, batch, warm, first)
+        self.tell()
+        return rows
+
+    @property
+    def full(self) -> bool:
+        """Whether the guard wants the next chunk decoded in full."""
+        return self._full
+
+    @torch.no_grad()
+    def run(
+        self,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        warm: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """The chunk alone: work of the device, which is asked nothing, so that it can be captured."""
         if first and warm is None:
             raise ValueError(f"warm start: expected a guess to begin with at step {first}, got none")
         self._begin(context, committed, batch, first)
@@ -85,20 +105,20 @@ class PreparedDecoder:
                 sample = warm * (first / self._steps) + sample * (1 - first / self._steps)
             for k in range(first, self._steps):
                 sample = torch.add(sample, self._predict(sample, k), alpha=1 / self._steps)
-        self._tell()
         return keep_committed(sample.clamp(-1, 1), committed)
 
-    def _tell(self) -> None:
+    def tell(self, gap: Tensor | None = None) -> None:
         """Say how alike reused outputs and those that replaced them were, beside calibration, and heed it.
 
         Once they were less alike than the schedule's guard allows, the next chunk is decoded in full, and the one
-        after it by plan again.
+        after it by plan again. gap: where a captured decode left it; by default where this one did.
         """
         self.facts = {}
         if self.cache is None:
             return
         self.facts["decoded_in_full"] = float(self._full)
-        gap = None if self._full else self.cache.gap()
+        gap = None if self._full else self.cache.gap() if gap is None else gap
+        gap = None if gap is None or not gap.numel() else gap
         self._full = False
         if gap is None:
             return

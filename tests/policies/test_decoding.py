@@ -11,10 +11,12 @@ import torch
 
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.decoding import PLAIN, Decode, WarmStart, neutral_row
+from policies.decoding import PLAIN, CapturedDecoder, Decode, WarmStart, neutral_row
+from policies.heads.prepared import PreparedDecoder
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
+from vla_runtime.decoding.bac import Schedule
 from vla_runtime.evaluation.episodes import EpisodeRunner
 
 TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
@@ -281,3 +283,57 @@ def test_a_deadline_counts_from_the_observation_on(make_policy, observations, mo
 
     monkeypatch.setattr(policy.backbone, "encode", slow)
     assert policy.begin(0).predict([observations[0]]).facts["rounds"] == 1
+
+
+class Eager:
+    """Stands where a CUDA graph would: the same function, on inputs that lie in one place."""
+
+    def __init__(self, run, example):
+        self.run, self.inputs = run, [value.clone() for value in example]
+
+    def __call__(self, *given):
+        for mine, value in zip(self.inputs, given, strict=True):
+            mine.copy_(value)
+        return tuple(value.clone() for value in self.run(*self.inputs))
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(folder, observations, caching):
+    path = saved_schedule(folder, observations)
+    # A guard that is always crossed: every other chunk is decoded in full.
+    made = replace(Schedule.load(path), guard=-10.0) if caching else None
+    policy = load_policy(folder)
+    eager = PreparedDecoder(policy.head, policy.backbone, made)
+    captured = CapturedDecoder(PreparedDecoder(policy.head, policy.backbone, made), Eager)
+    given = policy.committed(np.zeros((1, policy.spec.action.size), np.float32))
+    for index, (committed, first) in enumerate([(None, 0), (given, 0), (None, 6), (given, 6), (None, 0), (given, 0)]):
+        context = policy.backbone.encode(policy.batch([observations[index % 2]]))
+        noise = policy.head.draw(1, torch.Generator().manual_seed(index))
+        warm = (torch.zeros(1, policy.spec.horizon, policy.spec.action.size),) if first else ()
+        arguments = (context, committed, noise, 1, *warm, *((first,) if first else ()))
+        assert torch.equal(captured(*arguments), eager(*arguments))
+        assert captured.facts == eager.facts
+    with pytest.raises(ValueError, match="expected a batch of 1 as captured, got 2"):
+        captured(context, None, noise, 2)
+
+
+def test_graphs_without_a_gpu_are_refused(make_policy):
+    for head in ("beast", "discrete_diffusion"):
+        with pytest.raises(ValueError, match=r"decode\.graphs: expected a CUDA device, got cpu"):
+            make_policy(head).decoding(Decode("plain", graphs=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("head", "options", "mode"),
+    [("diffusion", {"denoising": TWELVE}, "exact"), ("discrete_diffusion", {}, "plain"), ("beast", {}, "plain")],
+)
+def test_sessions_with_graphs_answer_as_eager_ones(make_policy, tmp_path, observations, head, options, mode):
+    save_policy(tmp_path / "saved", make_policy(head, **options), options, {})
+    eager, captured = (
+        load_policy(tmp_path / "saved", device="cuda", decode=Decode(mode, graphs=graphs)).begin(0)
+        for graphs in (False, True)
+    )
+    for observation in observations:
+        one, other = (session.predict([observation]).actions for session in (eager, captured))
+        np.testing.assert_allclose(one, other, atol=1e-4)

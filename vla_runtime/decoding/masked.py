@@ -8,6 +8,7 @@ rounds may end early. It knows neither networks nor actions: `logits_of` is what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,8 +74,7 @@ def _stay_masked(free_B: Tensor, k: int, rounds: int) -> Tensor:
     """Of `free_B` slots in each sample, how many stay masked after round k: at least one before the last round."""
     if k == rounds - 1:
         return torch.zeros_like(free_B)
-    share = torch.cos(torch.tensor(torch.pi * (k + 1) / rounds / 2, dtype=torch.float64))
-    count = (free_B * share.to(free_B.device)).long()
+    count = (free_B.double() * math.cos(math.pi * (k + 1) / rounds / 2)).long()
     return torch.minimum(count.clamp_min(1), free_B - 1).clamp_min(0)
 
 
@@ -114,7 +114,7 @@ def decode_masked(
     confidence = torch.ones(batch, length, device=device)
     remasked = torch.zeros(batch, dtype=torch.long, device=device)
     forced = remasked
-    infinity = torch.tensor(torch.inf, device=device)
+    infinity = torch.full((), torch.inf, device=device)
     free_B = (~pinned).sum(1)
     # Samples that need no more rounds: a batch goes on until its last one is sure.
     sure = torch.zeros(batch, 1, dtype=torch.bool, device=device)
@@ -156,7 +156,7 @@ def decode_masked(
         score = torch.where(again, -infinity, score)
         rank = score.argsort(dim=1, stable=True).argsort(dim=1)
         masked = ((rank < count_B1) & (masked | again)) | again
-        masked = masked & ~sure & ~torch.tensor(last, device=device)
+        masked = torch.zeros_like(masked) if last else masked & ~sure
         remasked = remasked + again.sum(1)
         # The device is asked only where rounds may end early; that is what it costs.
         if last or (decoding.confident is not None and bool(sure.all())):
