@@ -77,7 +77,10 @@ class Pi0:
 
     @torch.no_grad()
     def decode(self, context: Pi0Context, start_BTA: Tensor, steps: int, adapted: Adapted | None = None) -> Tensor:
-        """A chunk float [B, T, A] from noise. adapted: entered already, with a plan of `steps` steps."""
+        """A chunk float [B, T, A] from noise. adapted: entered already, with a plan of `steps` steps.
+
+        The sample keeps the noise's precision, whatever the network's.
+        """
         sample = start_BTA
         if adapted is not None:
             adapted.begin()
@@ -86,8 +89,8 @@ class Pi0:
                 adapted.advance()
             time = torch.full((len(sample),), 1.0 - step / steps, device=sample.device)
             velocity = self.model(
-                state=context.state_BS, noise=sample, timestep=time, attention_mask=context.keep_BN,
+                state=context.state_BS, noise=sample.to(context.state_BS.dtype), timestep=time, attention_mask=context.keep_BN,
                 past_key_values=context.prefix,
             ).logits  # fmt: skip
-            sample = sample - velocity / steps
+            sample = sample - velocity.to(sample.dtype) / steps
         return sample

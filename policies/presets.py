@@ -67,7 +67,8 @@ class Pi0Subject:
         with self.device:
             model = PI0ForConditionalGeneration(config)
         dtype = PRECISIONS[Decode(precision=precision).precision or "fp32"]
-        self.backbone = Pi0(model.requires_grad_(False).to(dtype))
+        weights: Any = model.requires_grad_(False)
+        self.backbone = Pi0(weights.to(dtype))
         self.spec = _spec({**values, "max_committed": 0})
         self.chunk_shape = (config.chunk_size, config.max_action_dim)
         self.action = Normalise([-1.0] * values["action"], [1.0] * values["action"])

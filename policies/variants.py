@@ -42,7 +42,8 @@ from vla_runtime.decoding.graphs import CapturedSteps
 class Variant:
     """One way from an observation to a chunk. backbone: what encodes and steps; head: what draws the noise.
 
-    decoder: as a session's. captured: as CUDA graphs, whose work nobody counts. warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
+    decoder: as a session's. captured: as CUDA graphs, whose work nobody counts.
+    warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
     evaluations: residual branches a chunk computes, None where nobody counts.
     """
 
@@ -255,10 +256,10 @@ class Pi0Library:
     ) -> Tensor:
         found: Tensor = self._model.sample_actions(
             state=context["state_BS"], input_ids=context["ids_BN"], pixel_values=context["pixels_BC3HW"],
-            attention_mask=context["keep_BN"], pixel_attention_mask=context["cameras_BC"], noise=noise["start"],
+            attention_mask=context["keep_BN"], pixel_attention_mask=context["cameras_BC"], noise=noise["start"].to(context["state_BS"].dtype),
             num_steps=self._steps,
         )  # fmt: skip
-        return found
+        return found.float()
 
 
 def pi0_variants(model: Pi0, head: Pi0Head, seen: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[Variant]:
@@ -272,7 +273,7 @@ def pi0_variants(model: Pi0, head: Pi0Head, seen: Mapping[str, Tensor], config: 
         return Variant(name, model, head, Pi0Decoder(model, count), evaluations=lambda: done)
 
     recorder: Any = Recorder(len(blocks))
-    noise = head.draw(1, torch.Generator().manual_seed(config["seed"]))["start"].to(seen["state_BS"])
+    noise = head.draw(1, torch.Generator().manual_seed(config["seed"]))["start"].to(seen["state_BS"].device)
     with Adapted(branches, recorder) as adapted:
         model.decode(model.encode(seen), noise, steps, adapted)
     flat = {block: recorder.flat(index) for index, block in enumerate(blocks)}

@@ -87,6 +87,9 @@ def test_presets_need_no_data_and_claim_no_expert():
     small = ["preset.backbone.width=32", "preset.backbone.decoder_depth=2", "preset.head.denoising.train_steps=10"]
     found, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10")
     assert not found["trained"]
+    assert found["precision"] == "float32"
+    half, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10", "precision=bf16")
+    assert half["precision"] == "bfloat16"
     assert found["weights"] is None
     assert all(row["expert_error"] is None for row in found["rows"])
 

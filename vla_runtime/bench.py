@@ -46,10 +46,11 @@ def _table(found: Mapping[str, Any]) -> Table:
     for head in (*heads, "from recorded"):
         table.add_column(head, justify="right")
     for row in found["rows"]:
-        error, branches = row["expert_error"], row["evaluations"]
+        error, branches, share = row["expert_error"], row["evaluations"], row["flops_ratio"]
         table.add_row(
             row["variant"], *(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
-            f"{row['speedup']:.2f}x", "-" if row["flops_ratio"] is None else f"{row['flops_ratio']:.1%}", "-" if branches is None else f"{branches:.0f}",
+            f"{row['speedup']:.2f}x", "-" if share is None else f"{share:.1%}",
+            "-" if branches is None else f"{branches:.0f}",
             f"{row['chunks_per_s']:.1f}", f"{row['actions_per_s']:.0f}", f"{row['deviation']:.4f}",
             "-" if error is None else f"{error:.4f}",
         )  # fmt: skip
