@@ -89,8 +89,8 @@ class Pi0:
                 adapted.advance()
             time = torch.full((len(sample),), 1.0 - step / steps, device=sample.device)
             velocity = self.model(
-                state=context.state_BS, noise=sample.to(context.state_BS.dtype), timestep=time, attention_mask=context.keep_BN,
-                past_key_values=context.prefix,
+                state=context.state_BS, noise=sample.to(context.state_BS.dtype), timestep=time,
+                attention_mask=context.keep_BN, past_key_values=context.prefix,
             ).logits  # fmt: skip
             sample = sample - velocity.to(sample.dtype) / steps
         return sample

@@ -254,9 +254,10 @@ class Pi0Library:
     def __call__(
         self, context: Mapping[str, Tensor], committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any
     ) -> Tensor:
+        start = noise["start"].to(context["state_BS"].dtype)
         found: Tensor = self._model.sample_actions(
             state=context["state_BS"], input_ids=context["ids_BN"], pixel_values=context["pixels_BC3HW"],
-            attention_mask=context["keep_BN"], pixel_attention_mask=context["cameras_BC"], noise=noise["start"].to(context["state_BS"].dtype),
+            attention_mask=context["keep_BN"], pixel_attention_mask=context["cameras_BC"], noise=start,
             num_steps=self._steps,
         )  # fmt: skip
         return found.float()
