@@ -8,6 +8,7 @@ all alike; what is timed first of all is thrown away.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -25,13 +26,14 @@ from policies.decoding import Decode
 from policies.heads.diffusion import Diffusion, Flow
 from policies.presets import Pi0Subject, preset_policy, random_observations
 from policies.shipped import folder_of
+from policies.sweep import sweep, sweep_plot
 from policies.timing import finish
 from policies.variants import Pi0Head, Variant, pi0_variants, variants_of
 from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.data.joined import Joined
-from vla_runtime.disk import write_json
+from vla_runtime.disk import replacing, write_json
 from vla_runtime.evaluation.resampling import bootstrap_interval
 from vla_runtime.machine import hardware
 
@@ -56,12 +58,15 @@ class _Stages:
 
 
 def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str, Any]:
-    """Time what `config` (configs/bench.yaml) names; the last line of the command. Writes bench.json into `out`.
+    """Time what `config` (configs/bench.yaml) names; the last line of the command. Writes a file named
+    after the policy and the device into `out`.
 
     data_folder: where recorded demonstrations lie; asked for where a trained policy is measured. SpecMismatch for data
     of another contract; ValueError for settings that cannot be.
     """
     device, preset = config["device"], config["preset"]
+    if config["sweep"] and preset["name"] is None:
+        raise ValueError("sweep=true: expected a preset, whose shape can be changed, got a trained policy")
     policy: Any
     if preset["name"] is None:
         values = config["policy"]
@@ -96,9 +101,21 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
         "stages_ms": dict(zip(STAGES, (round(1e3 * float(ms), 3) for ms in np.median(stages, axis=0)), strict=True)),
         "rows": rows,
     }  # fmt: skip
+    if config["sweep"]:
+        document["sweep"] = sweep(preset, device, config["precision"], config["repeats"], SystemClock())
     if config["out"] is not None:
-        write_json(Path(config["out"]) / "bench.json", document)
+        out = Path(config["out"])
+        write_json(out / f"{_file_name(document)}.json", document)
+        if config["sweep"]:
+            with replacing(out / f"{_file_name(document)}.png") as temporary:
+                temporary.write_bytes(sweep_plot(policy.spec.name, document["sweep"]).png)
     return document
+
+
+def _file_name(document: Mapping[str, Any]) -> str:
+    """Names what was measured and on what."""
+    words = f"bench {document['policy']} {document['precision']} {document['device']}"
+    return "_".join(re.findall(r"[a-z0-9]+", words.lower()))
 
 
 @torch.no_grad()

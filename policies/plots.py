@@ -46,6 +46,29 @@ def pareto(points: Points, labels: tuple[str, str]) -> Plot:
     axes.tick_params(which="both", labelsize=8)
     axes.grid(which="both", alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    return _both(figure)
+
+
+def lines(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], label: str) -> Plot:
+    """One panel for each title, with named lines of points (x, y) from 0 on; label: of what is measured.
+
+    ValueError without points.
+    """
+    if not panels or not all(any(points for points in named.values()) for named in panels.values()):
+        raise ValueError(f"plot of {label}: expected points in every panel, got {list(panels)}")
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    for axes, (title, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for index, (name, points) in enumerate(named.items()):
+            axes.plot(*zip(*points, strict=True), marker=_MARKS[index], label=name)
+        axes.set_xlabel(title)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+    figure.supylabel(label, fontsize=10)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    return _both(figure)
+
+
+def _both(figure: Figure) -> Plot:
     # A page holds the picture itself, without what makes it a file.
     svg = "<svg" + _saved(figure, "svg").decode().partition("<svg")[2]
     return Plot(svg, _saved(figure, "png"))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from policies.sweep import sweep
 from vla_runtime import bench, collect, finetune
 from vla_runtime.compose import BadArguments, load
 
@@ -42,7 +43,9 @@ def test_every_way_to_denoise_is_timed_on_the_same_chunks(recorded, trained, tmp
     folder = trained("diffusion", "head.denoising.steps=10", "head.denoising.train_steps=10", "tokenizer=none")
     found, code = benched(f"policy={folder}", f"data={recorded}", f"out={tmp_path}")
     assert code == 0
-    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(found))
+    (file,) = tmp_path.iterdir()
+    assert file.name.startswith(f"bench_{folder.name}_float32_")
+    assert json.loads(file.read_text()) == json.loads(json.dumps(found))
     rows = {row["variant"]: row for row in found["rows"]}
     assert next(iter(rows)) == "plain"
     blocks = 2 * 3
@@ -112,12 +115,26 @@ def test_pi0_is_sampled_as_transformers_does_and_with_its_branches_reused():
     assert rows["bac 5"]["deviation"] > 0
 
 
+def test_a_sweep_changes_one_thing_at_a_time_and_is_drawn(tmp_path):
+    small = ["preset.backbone.width=32", "preset.backbone.heads=2", "preset.head.denoising.train_steps=10"]
+    steps = ["preset.head.denoising.steps=10", "preset.max_committed=2", "fewer_steps=[]"]
+    found, _ = benched("preset=nano", *small, *steps, "sweep=true", "repeats=1", f"out={tmp_path}")
+    values = {(row["against"], row["value"]) for row in found["sweep"]}
+    assert {("views", 1), ("views", 2), ("words", 4), ("words", 24), ("rows", 8), ("rows", 64)} <= values
+    assert ("views", 3) not in values  # nano has two cameras at most
+    assert all(row["encode_ms"] > 0 < row["decode_ms"] for row in found["sweep"])
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
+    with pytest.raises(ValueError, match="expected a preset with a backbone of this package, got pi0"):
+        sweep({"name": "pi0"}, "cpu", "fp32", 1, None)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         (["policy=expert"], BadArguments, "expected a trained policy or preset=, got expert"),
         (["preset=dp_t", "repeats=0"], BadArguments, "repeats: expected at least 1"),
         (["preset=dp_t", "warmup=0"], BadArguments, "warmup: expected at least 1 round"),
+        (["sweep=true", "policy=nano_lift_diffusion"], ValueError, "sweep=true: expected a preset"),
         (["preset=dp_t", "updates=101"], ValueError, "updates: expected 1 to 100"),
         (["preset=dd_vla_7b"], ValueError, "expected device=cuda, got cpu"),
         (["preset=dp"], BadArguments, "preset: expected one of .*nearest: dp_t"),

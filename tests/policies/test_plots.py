@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from policies.plots import pareto
+from policies.plots import lines, pareto
 
 
 def test_a_plot_is_drawn_twice_and_names_the_front():
@@ -24,3 +24,11 @@ def test_a_plot_is_drawn_twice_and_names_the_front():
 def test_points_without_a_logarithm_are_refused(points):
     with pytest.raises(ValueError, match="expected points above 0"):
         pareto(points, ("milliseconds", "error"))
+
+
+def test_lines_have_a_panel_each():
+    plot = lines({"views": {"encode": [(1, 2.0), (2, 3.0)]}, "rows": {"encode": [(8, 1.0)]}}, "ms <b>")
+    assert plot.svg.startswith("<svg")
+    assert "ms &lt;b&gt;" in plot.svg
+    with pytest.raises(ValueError, match="expected points in every panel"):
+        lines({"views": {"encode": []}}, "ms")
