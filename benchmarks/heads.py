@@ -55,7 +55,7 @@ def trained(arguments, head):
         "finetune", f"data={arguments.data}", "control=absolute", f"head={head}", *HEADS[head], f"{place}={folder}",
         f"init.folder={arguments.trunk}", "init.parts=backbone", "freeze_trunk=true", f"steps={arguments.steps}",
         f"batch_size={arguments.batch_size}", "precision=bf16", "learning_rate=0.0005", "warmup=100", "ema=0.995",
-        "validate_every=250", "save_every=250",
+        "validate_every=250", "save_every=250", f"features={arguments.out / 'features'}",
     )  # fmt: skip
     # Of a run that was killed and went on, nobody knows.
     line["training_minutes"] = round((clock.now() - began) / 60, 1) if place == "out" else None
@@ -66,7 +66,7 @@ def trained(arguments, head):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", required=True, help="lift, can, libero_object")
-    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--data", required=True, help="a folder, or several as [a,b]")
     parser.add_argument("--trunk", required=True, type=Path, help="a checkpoint trained on the same data")
     parser.add_argument("--out", required=True, type=Path, help="where checkpoints and runs go")
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))

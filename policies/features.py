@@ -7,8 +7,12 @@ nor optimisers.
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,10 @@ from torch import Tensor, nn
 
 from policies.batch import Batch
 from policies.samples import Samples
+from vla_runtime.disk import publish
 
 _BATCH = 64
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +60,8 @@ class CachedFeatures:
     """Features of some samples in `copies` versions each; `augment(batch, generator)` makes a version.
 
     indices: which of the samples. Version k of a sample follows from (seed, k) and its place among them alone.
+    keep: a folder where they are left for other runs, in files named after all that they follow from; `augmentation`
+    is what `augment` follows from. None: they are in memory alone.
     """
 
     def __init__(
@@ -65,6 +73,8 @@ class CachedFeatures:
         seed: int,
         augment: Callable[[Batch, torch.Generator], Batch],
         device: torch.device | str = "cpu",
+        keep: Path | None = None,
+        augmentation: str = "",
     ):
         if copies < 1:
             raise ValueError(f"feature_copies: expected at least 1, got {copies}")
@@ -72,6 +82,14 @@ class CachedFeatures:
         self._chunks_FTA = samples.chunks_FTA[torch.as_tensor(np.asarray(indices))]
         self._kept: tuple[Tensor, ...] = ()
         total = len(indices)
+        if keep is not None:
+            said = _said(backbone, samples, indices, (copies, seed, augmentation))
+            files = sorted(keep.glob(f"{said}-*.npy"))
+            if (keep / f"{said}-0.npy").is_file():
+                _log.info("features of the frozen trunk: %s", [str(path) for path in files])
+                # Copied on writing, which nobody does; the system shares the pages between runs.
+                self._kept = tuple(torch.from_numpy(np.load(path, mmap_mode="c")) for path in files)
+                return
         training = backbone.training
         backbone.eval()
         for copy in range(copies):
@@ -85,6 +103,15 @@ class CachedFeatures:
                 for kept, one in zip(self._kept, found, strict=True):
                     kept[copy, first : first + len(one)] = one.to("cpu", kept.dtype)
         backbone.train(training)
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            # The last first: whoever finds the first finds all.
+            for index, values in reversed(list(enumerate(self._kept))):
+                # Another run may be making the same.
+                part = keep / f".{said}-{index}.{os.getpid()}.part"
+                with part.open("wb") as file:
+                    np.save(file, values.numpy())
+                publish(part, keep / f"{said}-{index}.npy")
 
     def __len__(self) -> int:
         return len(self._chunks_FTA)
@@ -98,6 +125,14 @@ class CachedFeatures:
     def num_bytes(self) -> int:
         """Memory that the features take."""
         return sum(kept.numel() * kept.element_size() for kept in self._kept)
+
+
+def _said(backbone: Any, samples: Samples, indices: Sequence[int], rest: tuple[object, ...]) -> str:
+    """16 hex digits of everything that features follow from."""
+    digest = hashlib.sha256(repr((rest, list(indices), samples.instructions, backbone.state_of_config())).encode())
+    for values in (*samples.images.values(), samples.states_FS, *backbone.trunk_parameters()):
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _room(copies: int, total: int, like: Tensor) -> Tensor:

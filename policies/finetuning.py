@@ -61,7 +61,8 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
     settings = {key: config[key] for key in ("backbone", "head", "tokenizer", "horizon", "control", "init", "lora")}
     settings["data"] = dataset.statistics_id()
     options = {key: value for key, value in head.items() if key != "name"}
-    progress = train(policy, samples, recipe, out, options, config["resume"] is not None, on_step, settings)
+    features = None if config["features"] is None else Path(config["features"])
+    progress = train(policy, samples, recipe, out, options, config["resume"] is not None, on_step, settings, features)
     last = {key: value for key, value in progress.validations[-1].items() if key != "step"}
     return {
         "steps": len(progress.losses),

@@ -116,10 +116,12 @@ def train(
     resume: bool,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     settings: Mapping[str, Any] | None = None,
+    features: Path | None = None,
 ) -> Progress:
     """Train `policy` in place and keep its best average in `folder`; `resume` goes on from what lies beside it.
 
-    settings: what a resumed run must have in common with the one it goes on with, beside the recipe. Curves
+    settings: what a resumed run must have in common with the one it goes on with, beside the recipe. features: a
+    folder where those of a frozen trunk are kept for other runs. Curves
     for TensorBoard are written beside the folder, too. RuntimeError for a loss that is not finite, ValueError
     for a state that is missing or of another run.
     """
@@ -152,8 +154,9 @@ def train(
     source: FreshSamples | CachedFeatures
     if recipe.freeze_trunk:
         source = CachedFeatures(
-            policy.backbone, samples, training, recipe.feature_copies, recipe.seed, recipe.augmented, device
-        )
+            policy.backbone, samples, training, recipe.feature_copies, recipe.seed, recipe.augmented, device,
+            features, repr((recipe.augment, recipe.state_noise, recipe.state_dropout)),
+        )  # fmt: skip
     else:
         source = FreshSamples(samples, training, recipe.augmented)
     with _recomputing(policy.backbone if recipe.gradient_checkpointing else None):

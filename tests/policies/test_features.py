@@ -78,3 +78,35 @@ def test_computing_activations_again_changes_nothing(make_policy, samples, tmp_p
     again = train(policy, samples, replace(recipe, gradient_checkpointing=True), tmp_path / "b", {}, resume=False)
     assert again.losses == plain.losses
     assert not any("forward" in vars(layer) for layer in policy.backbone.checkpointed_layers())
+
+
+def test_features_that_are_kept_are_taken_by_the_next_run_and_by_no_other(policy, samples, tmp_path, monkeypatch):
+    def made(seed=5, augmentation="a"):
+        return CachedFeatures(
+            policy.backbone, samples, [0, 1], 2, seed, RECIPE.augmented, keep=tmp_path, augmentation=augmentation
+        )
+
+    one = made()
+    assert len(list(tmp_path.iterdir())) == 1
+    asked = []
+    features = policy.backbone.features
+    monkeypatch.setattr(policy.backbone, "features", lambda batch: asked.append(1) or features(batch))
+    two = made()
+    assert not asked
+    assert all(torch.equal(a, b) for a, b in zip(one._kept, two._kept, strict=True))
+    assert torch.equal(one.draw(4, torch.Generator().manual_seed(0))[0].tensors[0],
+                       two.draw(4, torch.Generator().manual_seed(0))[0].tensors[0])  # fmt: skip
+    made(seed=6)
+    made(augmentation="b")
+    next(iter(policy.backbone.trunk_parameters())).data.add_(1)
+    made()
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len(asked) == 3 * 2
+
+
+def test_training_with_kept_features_is_training(make_policy, samples, tmp_path):
+    losses = [
+        train(make_policy("regression"), samples, RECIPE, tmp_path / name, {}, resume=False, features=keep).losses
+        for name, keep in (("a", None), ("b", tmp_path / "kept"), ("c", tmp_path / "kept"))
+    ]
+    assert losses[0] == losses[1] == losses[2]
