@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from policies.calibration import Frame, frames
+from policies.calibration import Frame, frames, overlap
 from policies.checkpoint import load_policy, own_class
 from policies.decoding import Decode
 from policies.heads.diffusion import Diffusion, Flow
@@ -65,8 +65,9 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     of another contract; ValueError for settings that cannot be.
     """
     device, preset = config["device"], config["preset"]
-    if config["sweep"] and preset["name"] is None:
-        raise ValueError("sweep=true: expected a preset, whose shape can be changed, got a trained policy")
+    if config["sweep"] and "backbone" not in preset:
+        got = preset["name"] or "a trained policy"
+        raise ValueError(f"sweep=true: expected a preset with a backbone of this package, got {got}")
     policy: Any
     if preset["name"] is None:
         values = config["policy"]
@@ -144,17 +145,25 @@ def measure(
                     one.warm.keep(earlier, frame.before.time, frame.before.instruction)
         expected: Tensor | None = None
         for one in variants:
-            guess = one.warm.guess(frame.observation.time, frame.observation.instruction) if one.warm else None
-            stages = _Stages(policy.device, clock)
+            guess = None
+            if one.warm:
+                guess = one.warm.guess(frame.observation.time, frame.observation.instruction)
+                if guess is None:
+                    raise ValueError("warm_start: expected a chunk that reaches into the next, got none; take null")
             one.begin()
-            rows, _ = _chunk(policy, one, frame.observation, _noise(policy, one, seed + 2 * turn), guess, stages)
+            noise = _noise(policy, one, seed + 2 * turn)
+            stages = _Stages(policy.device, clock)
+            rows, _ = _chunk(policy, one, frame.observation, noise, guess, stages)
             found = rows.float().cpu()[0]
             expected = found if expected is None else expected
-            one.deviation.append(float((found - expected).abs().mean()))
+            one.chunks += 1
             if turn >= warmup:
                 one.seconds.append(stages.seconds)
+                index = turn % len(shown)
+                if one.comparable:
+                    one.deviation.setdefault(index, []).append(float((found - expected).abs().mean()))
                 if wanted is not None:
-                    one.error.append(float((found - wanted).abs().mean()))
+                    one.error.setdefault(index, []).append(float((found - wanted).abs().mean()))
         if turn % 20 == 0:
             _log.info("round %d of %d, %d variants", turn + 1, warmup + repeats, len(variants))
 
@@ -202,10 +211,18 @@ def _row(
         "evaluations": evaluations,
         "chunks_per_s": round(1 / p50, 2),
         "actions_per_s": round((policy.spec.executed or policy.spec.horizon) / p50, 1),
-        "deviation": float(np.median(one.deviation)),
-        "expert_error": float(np.median(one.error)) if one.error else None,
-        "expert_error_interval": bootstrap_interval(np.array(one.error), np.median) if one.error else None,
+        "deviation": _middle(one.deviation)[0],
+        "expert_error": _middle(one.error)[0],
+        "expert_error_interval": _middle(one.error)[1],
     }
+
+
+def _middle(values: Mapping[int, Sequence[float]]) -> tuple[float | None, tuple[float, float] | None]:
+    """The median over observations, and its interval: what was seen several times is one observation."""
+    if not values:
+        return None, None
+    means = np.array([np.mean(one) for one in values.values()])
+    return float(np.median(means)), bootstrap_interval(means, np.median)
 
 
 @torch.no_grad()
@@ -216,7 +233,8 @@ def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int | None:
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     context = one.backbone.remember(*one.backbone.features(policy.batch([frame.observation])))
     noise = _noise(policy, one, seed)
-    guess = one.warm.guess(frame.observation.time, frame.observation.instruction) if one.warm else None
+    # What is guessed does not change what it costs.
+    guess = torch.zeros_like(noise["start"]) if one.warm else None
     fast = torch.backends.mha.get_fastpath_enabled()
     # The fused encoder layers of torch are one operation that nobody counts.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -240,9 +258,10 @@ def _recorded_frames(policy: VLAPolicy, data: str, config: Mapping[str, Any]) ->
     dataset = Joined.of(data, policy.spec.horizon, config["control"])
     data_contract = replace(dataset.contract, action=dataset.action)
     require_match(Contract.of(policy.spec), data_contract, "the policy", f"data {data}")
-    head = policy.head
-    warm = config["warm_start"] is not None and isinstance(head, Diffusion | Flow)
-    apart = (policy.spec.executed or policy.spec.horizon) if warm else 0
+    if policy.spec.seen & dataset.initial_states:
+        _log.warning("data %s: the policy was trained on some of it; take other demonstrations to judge it by", data)
+    warm = config["warm_start"] is not None and isinstance(policy.head, Diffusion | Flow)
+    apart = overlap(policy) if warm else 0
     made_from, timed_on = frames(dataset, 1, config["observations"], apart, config["seed"])
     return [*made_from, *timed_on]
 

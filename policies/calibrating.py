@@ -25,6 +25,7 @@ from policies.calibration import (
     frames,
     homogeneity,
     judge,
+    overlap,
     record,
     sampler_of,
     schedule,
@@ -37,7 +38,8 @@ from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.data.joined import Joined
-from vla_runtime.decoding.bac import METRICS, Array, Schedule
+from vla_runtime.decoding.bac import METRICS, Array, Block, Schedule
+from vla_runtime.decoding.denoise import Denoising, noise_schedule
 from vla_runtime.disk import replacing, write_json, write_text
 from vla_runtime.evaluation.calibration_page import page
 from vla_runtime.evaluation.resampling import bootstrap_interval
@@ -48,6 +50,8 @@ SCHEDULE = "schedule.json"
 HOMOGENEITY = 50
 WARMED = ", warm start"
 USUAL = {"updates": (5, 7, 10, 20), "fewer_steps": (5, 10, 16, 20, 50)}
+# From how many demonstrations a schedule is made, each alone, and tried on all others.
+SOURCES = 3
 _log = logging.getLogger(__name__)
 
 
@@ -66,8 +70,9 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     config = dict(config)
     for name, usual in USUAL.items():
         if config[name] is None:
-            config[name] = [number for number in usual if number < steps]
-    _check(config, policy, steps)
+            config[name] = [number for number in usual if number < steps] or [max(1, steps // 2)]
+    out = Path(config["out"] or folder_of(values["folder"]))
+    _check(config, policy, sampler, steps, out)
     data = data_folder()
     dataset = Joined.of(data, policy.spec.horizon, config["control"])
     data_contract = replace(dataset.contract, action=dataset.action)
@@ -75,32 +80,39 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     if policy.spec.seen & dataset.initial_states:
         _log.warning("data %s: the policy was trained on some of it; take other demonstrations to judge it by", data)
     # All are judged on the same frames, also by those that need none before them.
-    apart = (policy.spec.executed or policy.spec.horizon) if config["warm_start"] else 0
+    apart = overlap(policy) if config["warm_start"] else 0
     recorded, rest = frames(dataset, config["recorded"], config["judged"], apart, config["seed"])
     recording = record(policy, [frame.observation for frame in recorded], config["seed"], config["metric"])
-    schedules = _schedules(recording, config)
+    costs = _costs(policy, rest[0])
+    schedules = _schedules(recording, costs, config)
     with tempfile.TemporaryDirectory() as folder:
         ways = _ways(schedules, Path(folder), sampler, steps, config)
-        figures = judge(policy, ways, rest, SystemClock(), config["noises"], config["timed"], config["seed"] + 1)
-    counts = _branch_work(policy, rest[0], schedules, ways, steps)
-    rows = [_row(name, own, figures, counts) for name, own in figures.items()]
+        references = _references(policy, ways, sampler)
+        ways |= references
+        figures = judge(
+            policy, ways, rest, SystemClock(), config["noises"], config["timed"], config["seed"] + 1,
+            {name: full for name, way in ways.items() if (full := _full_name(way.sampler)) in references},
+        )  # fmt: skip
+    work = _branch_work(costs, schedules, ways, steps)
+    episodes = np.array([frame.episode for frame in rest])
+    rows = [_row(name, own, figures, work, episodes) for name, own in figures.items()]
     best, _ = _best(rows, ways, config["tolerance"])
-    cached, good = _best(rows, schedules, config["tolerance"])
+    # What decode=auto follows: no warm start, since here guesses are plain chunks and in the loop warm ones.
+    named_way, _ = _best(rows, [name for name, way in ways.items() if way.warm_start is None], config["tolerance"])
+    cached = named_way if named_way in schedules else _best(rows, schedules, config["tolerance"])[0]
+    good = _best(rows, [cached], config["tolerance"])[1]
     if not good:
         _log.warning("no caching schedule is within the tolerance; the nearest is %s", cached)
-    if ways[best].mode == "bac":
-        cached = best.partition(WARMED)[0]
-    gaps = [figures[name].gap.ravel() for name in {cached, best} if figures[name].gap.size]
-    chosen = replace(schedules[cached], guard=_guard(np.concatenate(gaps)))
+    chosen = replace(schedules[cached], guard=_guards(figures, ways, cached, steps))
     spread = _homogeneity(policy, rest, chosen, config["seed"] + 2)
-    out = Path(config["out"] or folder_of(values["folder"]))
     chosen.save(out / SCHEDULE)
-    named = {**asdict(ways[best]), "schedule": SCHEDULE if ways[best].mode == "bac" else None}
+    named = {**asdict(ways[named_way]), "schedule": SCHEDULE if named_way in schedules else None}
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
         "steps": steps, "recorded": len(recorded), "judged": len(rest), "noises": config["noises"],
-        "metric": recording.metric, "tolerance": config["tolerance"], "recommendation": best, "cached": cached,
-        "cached_is_good": good, "guard": chosen.guard, "homogeneity": spread, "rows": rows,
+        "episodes": len(set(episodes.tolist())), "metric": recording.metric, "tolerance": config["tolerance"],
+        "recommendation": best, "named": named_way, "cached": cached, "cached_is_good": good,
+        "guard": {str(first): bound for first, bound in chosen.guard.items()}, "homogeneity": spread, "rows": rows,
     }  # fmt: skip
     write_json(out / "calibration.json", document)
     chart = pareto(_families(rows), ("milliseconds a chunk, median", "mean distance from the recorded chunk"))
@@ -113,11 +125,12 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     return {
         "schedule": str(out / SCHEDULE), "steps": steps, "updates": chosen.updates,
         "flops_ratio": told["flops_ratio"], "action_error": told["deviation"],
-        "recommendation": best, "report": str(out / "calibration.html"),
+        "cached": cached, "recommendation": best, "report": str(out / "calibration.html"), "rows": rows,
     }  # fmt: skip
 
 
-def _check(config: Mapping[str, Any], policy: VLAPolicy, steps: int) -> None:
+def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: int, out: Path) -> None:
+    """ValueError for whatever would fail once minutes have gone into recording."""
     backbone: Any = policy.backbone
     if not hasattr(backbone, "blocks"):
         raise ValueError(f"calibrate: expected a backbone with blocks, got {backbone.name}")
@@ -128,14 +141,32 @@ def _check(config: Mapping[str, Any], policy: VLAPolicy, steps: int) -> None:
                 raise ValueError(
                     f"{name}: expected numbers from {low} to {high}, got {value}; this policy takes {steps} steps"
                 )
+    for name in ("updates", "bubble"):
+        if not config[name]:
+            raise ValueError(f"{name}: expected at least one number, got none; a schedule needs it")
+    for share in config["warm_start"]:
+        Decode("exact", warm_start=share)
+    if config["warm_start"]:
+        overlap(policy)
+    for fewer in config["fewer_steps"]:
+        for other in ("ddim", "dpm") if sampler != "euler" else (None,):
+            policy.decoding(Decode("plain", sampler=other, steps=fewer))
+    if not config["tolerance"] >= 0:
+        raise ValueError(f"tolerance: expected a share from 0 on, got {config['tolerance']}")
+    if not config["name"] and (out / NAMED).is_file():
+        raise ValueError(
+            f"{out / NAMED}: expected none, since it may name the schedule that would be replaced; take name=true to "
+            "write both anew, or another out="
+        )
     if config["metric"] not in METRICS:
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {config['metric']!r}")
     if config["name"] and config["out"] is not None:
         raise ValueError("name=true: expected out=null, since decode=auto looks in the checkpoint's own folder")
 
 
-def _schedules(recording: Recording, config: Mapping[str, Any]) -> dict[str, Schedule]:
+def _schedules(recording: Recording, costs: Mapping[Block, int], config: Mapping[str, Any]) -> dict[str, Schedule]:
     found = {}
+    full = sum(costs.values())
     for updates in config["updates"]:
         for method in ("uniform", "unified", "blockwise"):
             found[f"{method} {updates}"] = schedule(recording, method, updates)
@@ -143,7 +174,9 @@ def _schedules(recording: Recording, config: Mapping[str, Any]) -> dict[str, Sch
             made = schedule(recording, "bac", updates, bubble)
             found[f"bac {updates}, {bubble} bubbled"] = made
             # What bubbling adds is work, too: the same work, spent without it.
-            equal = min(round(made.evaluations() / len(made.blocks)) - 1, recording.steps)
+            # The last step, which all compute, is not among a schedule's updates.
+            spent = sum(costs[block] * len(at) for block, at in made.blocks.items()) / full
+            equal = min(max(1, round(spent) - 1), recording.steps)
             for method in ("uniform", "blockwise"):
                 found.setdefault(f"{method} {equal}", schedule(recording, method, equal))
     return found
@@ -172,13 +205,42 @@ def _ways(
     return ways
 
 
-def _branch_work(
-    policy: VLAPolicy, frame: Frame, schedules: Mapping[str, Schedule], ways: Mapping[str, Decode], steps: int
-) -> dict[str, float]:
-    """The share of a full decode's multiplications in branches that each way computes."""
+def _full_name(sampler: str | None) -> str:
+    return f"{sampler}, in full"
+
+
+def _references(policy: VLAPolicy, ways: Mapping[str, Decode], sampler: str) -> dict[str, Decode]:
+    """The full decode of every other sampler, with as many steps as it has: what its fewer steps deviate from."""
+    head: Any = policy.head
+    found = {}
+    for other in sorted({way.sampler for way in ways.values() if way.sampler not in (None, sampler)}, key=str):
+        steps = head.denoising.train_steps
+        while True:
+            try:
+                noise_schedule(Denoising(str(other), steps, head.denoising.train_steps))
+            except ValueError:
+                # Some cannot tell that many steps apart.
+                steps -= 1
+                continue
+            break
+        found[_full_name(other)] = Decode("exact", sampler=other, steps=steps)
+    return found
+
+
+@torch.no_grad()
+def _costs(policy: VLAPolicy, frame: Frame) -> dict[Block, int]:
+    """Multiplications of every block in one step."""
     backbone: Any = policy.backbone
     slots = policy.spec.horizon + policy.spec.max_committed
-    costs = dict(zip(backbone.blocks(), backbone.costs(slots, _memory(policy, frame)), strict=True))
+    # Tokens that slots can look at: the context's, and the time.
+    memory = int(backbone.encode(policy.batch([frame.observation])).memory[0][0].shape[2]) + 1
+    return dict(zip(backbone.blocks(), backbone.costs(slots, memory), strict=True))
+
+
+def _branch_work(
+    costs: Mapping[Block, int], schedules: Mapping[str, Schedule], ways: Mapping[str, Decode], steps: int
+) -> dict[str, float]:
+    """The share of a full decode's multiplications in branches that each way computes."""
     full = steps * sum(costs.values())
     found = {}
     for name, way in ways.items():
@@ -194,7 +256,7 @@ def _branch_work(
 
 
 def _row(
-    name: str, own: Judgement, figures: Mapping[str, Judgement], work: Mapping[str, float]
+    name: str, own: Judgement, figures: Mapping[str, Judgement], work: Mapping[str, float], episodes: Array
 ) -> dict[str, Any]:
     plain = figures["plain"]
     timed = len(own.seconds) > 0
@@ -202,9 +264,11 @@ def _row(
     def milliseconds(share: float) -> float | None:
         return round(1e3 * float(np.quantile(own.seconds, share)), 3) if timed else None
 
-    # One number an observation: noises of one observation do not count as observations.
-    deviation, error = own.deviation.mean(1), own.expert_error.mean(1)
-    worse = error - plain.expert_error.mean(1)
+    # Noises of one observation do not count as observations, nor do observations of one episode as episodes.
+    deviation, error, before = (
+        _by_episode(values.mean(1), episodes) for values in (own.deviation, own.expert_error, plain.expert_error)
+    )
+    worse = error - before
     return {
         "variant": name,
         "p50_ms": milliseconds(0.5),
@@ -221,20 +285,36 @@ def _row(
     }
 
 
-def _guard(gaps: Array) -> float:
-    """A bound on the gap that no decode of calibration reached: the largest, and as much again as it is spread."""
-    return float(gaps.max() + (gaps.max() - gaps.min()))
+def _by_episode(values: Array, episodes: Array) -> Array:
+    return np.array([values[episodes == episode].mean() for episode in np.unique(episodes)])
+
+
+def _guards(figures: Mapping[str, Judgement], ways: Mapping[str, Decode], cached: str, steps: int) -> dict[int, float]:
+    """Bounds on the gap by the first step of a decode: the largest of calibration, and a tenth of its range.
+
+    Cold and warm decodes watch other updates, so their gaps are other numbers.
+    """
+    found = {}
+    for name, way in ways.items():
+        gaps = figures[name].gap
+        if name.partition(WARMED)[0] == cached and gaps.size:
+            first = WarmStart.begins(way.warm_start, steps) if way.warm_start else 0
+            found[first] = float(gaps.max() + 0.1 * (gaps.max() - gaps.min()))
+    return found
 
 
 def _homogeneity(policy: VLAPolicy, frames: Sequence[Frame], chosen: Schedule, seed: int) -> dict[str, Any] | None:
-    """How a schedule from one demonstration does on others, beside their own; None with too few frames."""
-    if len(frames) < 3:
+    """How schedules from one demonstration do on others, beside their own; None with too few frames."""
+    seen = {frame.episode: frame for frame in reversed(frames)}
+    tried = list(seen.values())[: HOMOGENEITY + SOURCES]
+    if len(tried) <= SOURCES:
         return None
-    bubble = chosen.bubble if chosen.method == "bac" else 0
-    others, own = homogeneity(policy, frames[: HOMOGENEITY + 1], chosen.updates, bubble, seed)
+    others, own = homogeneity(policy, tried, SOURCES, chosen, seed)
     ratio = others / np.maximum(own, 1e-12)
     return {
-        "frames": len(others), "updates": chosen.updates, "bubble": bubble,
+        "demonstrations": len(tried) - SOURCES, "sources": SOURCES, "method": chosen.method,
+        "updates": chosen.updates, "bubble": chosen.bubble,
+        "ratio_by_source": [float(one) for one in others.mean(1) / max(own.mean(), 1e-12)],
         "mean_square_of_another": float(others.mean()), "mean_square_of_its_own": float(own.mean()),
         "ratio": float(others.mean() / max(own.mean(), 1e-12)),
         "ratio_quartiles": [float(one) for one in np.quantile(ratio, (0.25, 0.5, 0.75))],
@@ -251,13 +331,6 @@ def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, 
             family = " ".join(word for word in words if not word.replace(".", "", 1).isdigit())
             found.setdefault(family, []).append((row["p50_ms"], row["expert_error"], row["variant"]))
     return found
-
-
-@torch.no_grad()
-def _memory(policy: VLAPolicy, frame: Frame) -> int:
-    """Tokens that slots can look at: the context's, and the time."""
-    backbone: Any = policy.backbone
-    return int(backbone.encode(policy.batch([frame.observation])).memory[0][0].shape[2]) + 1
 
 
 def _best(rows: Sequence[Mapping[str, Any]], among: Collection[str], tolerance: float) -> tuple[str, bool]:

@@ -154,6 +154,8 @@ def prefix_similarity(policy: VLAPolicy, observations: Sequence[Observation], se
             f"decode.refresh: expected discrete_diffusion over a prefix that sees the slots, got {head.name} over "
             f"{policy.backbone.name}"
         )
+    if not observations:
+        raise ValueError("decode.refresh: expected observations, got none")
     rounds = head.decoding.rounds
     alike = np.zeros((rounds, rounds))
     for index, observation in enumerate(observations):
@@ -226,6 +228,7 @@ class Frame:
     observation: Observation
     chunk: ActionChunk | None
     before: Observation | None
+    episode: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,9 +280,21 @@ def frames(
     def frame(index: int) -> Frame:
         earlier = before[index]
         observation, chunk = dataset[index]
-        return Frame(observation, chunk, dataset[earlier][0] if apart and earlier is not None else None)
+        return Frame(observation, chunk, dataset[earlier][0] if apart and earlier is not None else None,
+                     dataset.episode_of(index))  # fmt: skip
 
     return [frame(indices[0]) for indices in episodes[:recorded]], [frame(index) for index in others[:judged]]
+
+
+def overlap(policy: VLAPolicy) -> int:
+    """Rows from one chunk to the next, for warm starts. ValueError where chunks are executed whole."""
+    executed = policy.spec.executed or policy.spec.horizon
+    if executed >= policy.spec.horizon:
+        raise ValueError(
+            f"warm_start: expected a policy that executes less than its {policy.spec.horizon} rows, got {executed}; "
+            "nothing of a chunk is left to begin the next with"
+        )
+    return executed
 
 
 class _Way:
@@ -326,10 +341,12 @@ def judge(
     noises: int = 8,
     timed: int = 30,
     seed: int = 1,
+    references: Mapping[str, str] | None = None,
 ) -> dict[str, Judgement]:
     """Every way to decode on every frame, in turn, so that whatever else the machine does hits all alike.
 
-    "plain" is always among them, since deviations are from it, and so is "plain, other noise", which is how far two
+    "plain" is always among them, since deviations are from it, but for ways that `references` names another one for,
+    and so is "plain, other noise", which is how far two
     plain decodes lie apart. Warm starts begin with the plain chunk of the observation before. timed: of how many
     frames single decodes are timed; the first is for warming up. ValueError for no frames or noises, and for a warm
     start where a frame has no observation before it.
@@ -362,6 +379,8 @@ def judge(
         for name, way in known.items():
             noise = way.noise(noises, _seed(seed, index, 0))
             guess = way.warm.guess(now.time, now.instruction) if way.warm else None
+            if way.warm and guess is None:
+                raise ValueError(f"calibrate: expected a chunk that reaches from {before} into {now}, got none")
             if index <= timed:
                 taken = way.seconds(alone, noise, guess, clock)
                 # The first decode of all makes buffers.
@@ -370,7 +389,7 @@ def judge(
             gaps[name].append(gap)
         chunks[OTHER_NOISE], _ = plain.many(context, plain.noise(noises, _seed(seed, index, 1)))
         for name, chunk in chunks.items():
-            apart = chunk - chunks["plain"]
+            apart = chunk - chunks[(references or {}).get(name, "plain")]
             error = (chunk - wanted).abs().mean((1, 2))
             figures[name].append((apart.abs().mean((1, 2)), error, apart.square().mean((1, 2))))
     found = {}
@@ -383,34 +402,38 @@ def judge(
 
 
 def homogeneity(
-    policy: VLAPolicy, frames: Sequence[Frame], updates: int, bubble: int, seed: int = 2
+    policy: VLAPolicy, frames: Sequence[Frame], sources: int, like: Schedule, seed: int = 2
 ) -> tuple[Array, Array]:
-    """What a schedule made from the first frame costs on the others, and what each one's own would.
+    """What schedules made from single frames, the first `sources`, cost on the others, and what each one's own would.
 
-    Mean squared differences to the plain decode with the same noise, float64 [F - 1] each: the claim that one
-    demonstration is enough (arXiv 2506.13456 calls it episode homogeneity), put to the test. ValueError for fewer
-    than two frames.
+    like: method, updates, bubbled blocks and metric. Mean squared differences to the plain decode with the same noise,
+    float64 [sources, F] and [F]: the claim that one demonstration is enough (arXiv 2506.13456 calls it episode
+    homogeneity), put to the test. ValueError without frames to try them on.
     """
-    if len(frames) < 2:
-        raise ValueError(f"calibrate: expected at least 2 frames to compare schedules on, got {len(frames)}")
-    others: list[float] = []
-    own: list[float] = []
-    first: Decoder | None = None
+    if not 0 < sources < len(frames):
+        raise ValueError(f"calibrate: expected more than {sources} frames to try schedules on, got {len(frames)}")
     backbone: Any = policy.backbone
+    head: Any = policy.head
     plain = _Way(policy.decoding(PLAIN))
+    made: list[Decoder] = []
+    others: list[list[float]] = []
+    own: list[float] = []
     for index, frame in enumerate(frames):
-        made = schedule(record(policy, [frame.observation], _seed(seed, index, 0)), "bac", updates, bubble)
-        decoder = PreparedDecoder(policy.head, backbone, made)
-        if first is None:
-            first = decoder
+        recording = record(policy, [frame.observation], _seed(seed, index, 0), like.metric)
+        mine = PreparedDecoder(head, backbone, schedule(recording, like.method, like.updates, like.bubble))
+        if index < sources:
+            made.append(mine)
             continue
         with torch.no_grad():
             context = backbone.encode(policy.batch([frame.observation]))
             noise = plain.noise(1, _seed(seed, index, 1))
             wanted, _ = plain.many(context, noise)
-            for one, found in ((first, others), (decoder, own)):
-                found.append(float((one(context, None, noise).cpu() - wanted).square().mean()))
-    return np.array(others), np.array(own)
+            *theirs, my = (
+                float((one(context, None, noise).cpu() - wanted).square().mean()) for one in (*made, mine)
+            )
+        others.append(theirs)
+        own.append(my)
+    return np.array(others).T, np.array(own)
 
 
 def _seed(seed: int, index: int, use: int) -> int:

@@ -21,6 +21,7 @@ from policies.batch import Committed
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
+from policies.timing import finish
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
@@ -71,7 +72,7 @@ class Decode:
     deadline: float | None = None
     precision: str | None = None
     refresh: tuple[int, ...] | None = None
-    graphs: bool = False
+    graphs: bool | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in PRECISIONS:
@@ -93,6 +94,9 @@ class Decode:
                     "decode.refresh: expected rounds from 0 on, with decode=auto or bac, "
                     f"got {self.refresh} with decode={self.mode}"
                 )
+            for name in ("schedule", "warm_start", "graphs"):
+                if getattr(self, name):
+                    raise ValueError(f"decode.refresh: expected no decode.{name}, got both; take one of them")
             object.__setattr__(self, "refresh", tuple(self.refresh))
         if self.deadline is not None and not self.deadline >= 0:
             raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
@@ -108,9 +112,12 @@ class Decode:
                     known = Decode(**json.loads(path.read_text()))
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"{path}: expected how to decode, got {error}") from error
-            # A warm start is nothing that the plain way can do.
-            warm = self.warm_start is not None and known.mode == "plain"
-            found = replace(replace(known, mode="exact") if warm else known, **self._asked())
+            # Nothing that the plain way can do.
+            if self.schedule is not None or self.refresh is not None:
+                known = replace(known, mode="bac")
+            elif self.warm_start is not None and known.mode == "plain":
+                known = replace(known, mode="exact")
+            found = replace(known, **self._asked())
         if found.schedule is not None and self.schedule is None:
             found = replace(found, schedule=str(folder / found.schedule))
         if found.mode == "bac" and found.schedule is None and found.refresh is None:
@@ -173,8 +180,6 @@ def decoder_for(
     if decode.graphs:
         require_cuda(next(backbone.parameters()).device)
         facts["graphs"] = True
-        if decode.refresh is not None:
-            raise ValueError("decode.graphs: expected no decode.refresh, got both; rounds then differ in shape")
         if head.name == "autoregressive":
             raise ValueError("decode.graphs: expected a head whose passes are alike, got autoregressive")
     if decode.mode == "auto":
@@ -212,6 +217,7 @@ def decoder_for(
         full = len(schedule.blocks) * schedule.steps
         facts |= {
             "method": schedule.method, "updates": schedule.updates, "bubble": schedule.bubble,
+            # Of a cold chunk; every chunk tells its own.
             "hit_rate": round(1 - schedule.evaluations() / full, 4), "calibration": schedule.calibration,
         }  # fmt: skip
     if decode.warm_start is not None:
@@ -257,7 +263,8 @@ class PlainDecoder:
 class MaskedDecoder:
     """Masked diffusion's own `decode`, with a deadline in seconds, and facts about its rounds.
 
-    late: whether the deadline cut rounds off; forced: tokens that the last round committed, whatever its reason.
+    late: whether the deadline cut rounds off or had passed when the chunk was there; forced: tokens that the last of
+    the planned rounds, or one that was cut short, committed.
     """
 
     def __init__(self, head: DiscreteDiffusion, backbone: Any, deadline: float | None):
@@ -276,9 +283,16 @@ class MaskedDecoder:
         began = self._clock.now() if self._began is None else self._began
         cut = False
 
+        def passed() -> bool:
+            if self._deadline is None:
+                return False
+            # A device that is asked for one round after another has not made them yet.
+            finish(self._head.prefix.blank.device)
+            return self._clock.now() - began >= self._deadline
+
         def late() -> bool:
             nonlocal cut
-            cut = self._deadline is not None and self._clock.now() - began >= self._deadline
+            cut = passed()
             return cut
 
         if isinstance(self._backbone, RefreshedPrefix):
@@ -288,7 +302,7 @@ class MaskedDecoder:
             "rounds": found.rounds,
             "forced": float(found.forced_B.float().mean()),
             "confidence": float(found.confidence_BL.mean()),
-            "late": float(cut),
+            "late": float(cut or passed()),
         }
         self._began = None
         return self._head.chunk(found.ids_BL, committed)
@@ -297,8 +311,8 @@ class MaskedDecoder:
 class CapturedDecoder:
     """A prepared decoder as CUDA graphs: one for each of cold, warm, with rows given, and in full for the guard.
 
-    make: what captures. The first call of each kind captures it; `VLASession` makes them before the first chunk.
-    ValueError for another batch than that of the first call, since buffers lie where graphs know them.
+    make: what captures. The first call of each kind captures it; `VLASession` has `capture` do so before the
+    first chunk. ValueError for another batch than that of the first call, since buffers lie where graphs know them.
     """
 
     def __init__(self, decoder: PreparedDecoder, make: Callable[..., Any] = Captured):
@@ -320,6 +334,32 @@ class CapturedDecoder:
         if batch != self._batch:
             raise ValueError(f"decode.graphs: expected a batch of {self._batch} as captured, got {batch}")
         given = tensors_of((context, tuple(noise.values()), committed, warm))
+        rows, gap = self._graph(context, committed, noise, batch, warm, first, given)(*given)
+        self._decoder.tell(gap, first)
+        self.facts = self._decoder.facts
+        return rows  # type: ignore[no-any-return]
+
+    def capture(
+        self,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        warm: Tensor | None = None,
+        first: int = 0,
+    ) -> None:
+        """Make the graphs that calls like this one need, by plan and in full, and remember nothing of what they say."""
+        self._batch = batch
+        given = tensors_of((context, tuple(noise.values()), committed, warm))
+        for full in (False, True) if self._decoder.cache is not None else (False,):
+            self._decoder.full = full
+            self._graph(context, committed, noise, batch, warm, first, given)
+        self._decoder.full = False
+
+    def _graph(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int, warm: Tensor | None,
+        first: int, given: list[Tensor],
+    ) -> Any:  # fmt: skip
         key = (committed is None, warm is None, first, self._decoder.full)
         if key not in self._known:
             names = tuple(noise)
@@ -332,10 +372,7 @@ class CapturedDecoder:
                 return rows, rows.new_zeros(0) if gap is None else gap
 
             self._known[key] = self._make(run, given)
-        rows, gap = self._known[key](*given)
-        self._decoder.tell(gap)
-        self.facts = self._decoder.facts
-        return rows  # type: ignore[no-any-return]
+        return self._known[key]
 
 
 class WarmStart:

@@ -44,7 +44,8 @@ class Variant:
 
     decoder: as a session's. captured: as CUDA graphs, whose work nobody counts.
     warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
-    evaluations: residual branches a chunk computes, None where nobody counts.
+    evaluations: residual branches a chunk computes, None where nobody counts. comparable: to plain, chunk by chunk with
+    the same noise; another sampler is not. deviation, error: by observation.
     """
 
     name: str
@@ -56,8 +57,10 @@ class Variant:
     evaluations: Callable[[], float | None] = lambda: None
     captured: bool = False
     seconds: list[list[float]] = field(default_factory=list)
-    deviation: list[float] = field(default_factory=list)
-    error: list[float] = field(default_factory=list)
+    deviation: dict[int, list[float]] = field(default_factory=dict)
+    error: dict[int, list[float]] = field(default_factory=dict)
+    chunks: int = 0
+    comparable: bool = True
 
 
 class Recomputed:
@@ -148,11 +151,12 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
         warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
         found.append(_counted(Variant(f"bac {updates}, warm start {share:g} + exact", backbone, head, decoder, warm),
                               decoder.cache))  # fmt: skip
-    for steps in config["fewer_steps"]:
+    for steps in (fewer for fewer in config["fewer_steps"] if fewer < recording.steps):
         samplers = ("ddim", "dpm") if isinstance(head, Diffusion) else (None,)
         for sampler in samplers:
             name = f"{sampler} {steps} + exact" if sampler else f"{steps} steps + exact"
             found.append(_prepared(name, policy, Decode("exact", sampler=sampler, steps=steps)))
+            found[-1].comparable = sampler is None or sampler == recording.sampler
     for name, cache in (
         (f"diffusers first-block, {config['first_block']:g}",
          DiffusersCache(backbone, "first_block", threshold=config["first_block"])),
@@ -197,8 +201,7 @@ def _every(one: Variant) -> Callable[[], float]:
 
 def _counted(variant: Variant, cache: Any) -> Variant:
     def count() -> float:
-        chunks = max(1, len(variant.deviation))
-        return cache.evaluations / chunks  # type: ignore[no-any-return]
+        return cache.evaluations / max(1, variant.chunks)  # type: ignore[no-any-return]
 
     variant.evaluations = count
     return variant

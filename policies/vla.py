@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from policies.batch import Batch, Committed
 from policies.decoding import (
     PLAIN,
+    CapturedDecoder,
     Decode,
     Decoder,
     MaskedDecoder,
@@ -151,8 +152,9 @@ class VLASession:
 
     @torch.no_grad()
     def _capture(self) -> None:
-        """Decode once in every way there is, so that no chunk of an episode waits for a capture."""
+        """Capture every way to decode there is, so that no chunk of an episode waits for it."""
         policy: Any = self._policy
+        decode: Any = self._decode.capture if isinstance(self._decode, CapturedDecoder) else self._decode
         spec = policy.spec
         images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
         blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
@@ -160,9 +162,9 @@ class VLASession:
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, torch.Generator()).items()}
         row = np.zeros((1, spec.action.size), np.float32)
         for given in (None, policy.committed(row) if spec.max_committed else None):
-            rows = self._decode(context, given, noise, 1)
+            decode(context, given, noise, 1)
             if self._warm is not None:
-                self._decode(context, given, noise, 1, rows, self._warm.first)
+                decode(context, given, noise, 1, torch.zeros_like(noise["start"]), self._warm.first)
 
     @torch.no_grad()
     def predict(
@@ -175,6 +177,7 @@ class VLASession:
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
         context = policy.backbone.encode(policy.batch([observation]))
         given = policy.committed(committed)
+        facts: dict[str, float] = {}
         if self._warm is None:
             unit = self._decode(context, given, noise, 1)
         else:
@@ -182,7 +185,9 @@ class VLASession:
             first = 0 if guess is None else self._warm.first
             unit = self._decode(context, given, noise, 1, guess, first)
             self._warm.keep(unit, observation.time, observation.instruction)
+            facts["warm"] = float(guess is not None)
+        facts |= self._decode.facts
         rows = policy.actions(unit)[0]
         if committed is not None and len(committed):
             rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit
-        return ActionChunk(rows, observation.time, policy.spec.period, observation.time, facts=dict(self._decode.facts))
+        return ActionChunk(rows, observation.time, policy.spec.period, observation.time, facts=facts)

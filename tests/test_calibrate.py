@@ -75,8 +75,12 @@ def test_a_schedule_a_table_and_a_page(diffusion, recorded, tmp_path):
     # The same work as bubbling spends, spent without it.
     bubbled = rows["bac 2, 2 bubbled"]["flops_ratio"]
     assert min(abs(rows[name]["flops_ratio"] - bubbled) for name in rows if name.startswith("uniform")) < 0.07
-    assert document["homogeneity"]["frames"] == 5
-    assert schedule.guard == document["guard"] is not None
+    assert document["homogeneity"]["demonstrations"] >= 1
+    assert len(document["homogeneity"]["ratio_by_source"]) == 3
+    # Cold and warm decodes are guarded each by their own bound, where they have updates to watch.
+    assert {0} <= set(schedule.guard) <= {0, 5}
+    assert schedule.guard == {int(first): bound for first, bound in document["guard"].items()}
+    assert rows["ddim, in full"]["deviation"] == 0 < rows["ddim 3"]["deviation"]
     assert rows["exact"]["deviation"] < 1e-4
     assert rows["ddim 3"]["flops_ratio"] == pytest.approx(0.3)
     assert rows["uniform 4"]["flops_ratio"] == pytest.approx(0.5)  # four steps and the last
@@ -89,7 +93,14 @@ def test_a_schedule_a_table_and_a_page(diffusion, recorded, tmp_path):
     assert line["recommendation"] == min(
         (name for name in rows if rows[name]["p50_ms"] is not None), key=lambda name: rows[name]["p50_ms"]
     )
-    assert Decode(**json.loads((tmp_path / "decode.json").read_text())).mode in ("exact", "bac", "plain")
+    # What is named is the fastest without a warm start, and what a loaded policy then does.
+    cold = {name: row["p50_ms"] for name, row in rows.items() if "warm start" not in name and row["p50_ms"] is not None}
+    assert document["named"] == min(cold, key=cold.get)
+    named = Decode(**json.loads((own / "decode.json").read_text()))
+    assert (named.mode == "bac") == document["named"].startswith(("bac", "uniform", "unified", "blockwise"))
+    assert load_policy(own).spec.decode["mode"] == named.mode
+    with pytest.raises(ValueError, match=r"decode\.json: expected none, since it may name the schedule"):
+        calibrated(own, "null", f"data={recorded}")
 
 
 def test_demonstrations_are_recorded_where_none_are_given(diffusion, tmp_path):
@@ -120,6 +131,10 @@ def test_flow_is_calibrated_by_what_fits_it_and_refused_before_anything_is_recor
         (["updates=[11]"], "expected numbers from 1 to 10, got 11"),
         (["bubble=[7]"], "expected numbers from 0 to 6, got 7"),
         (["fewer_steps=[10]"], "expected numbers from 1 to 9, got 10"),
+        (["updates=[]"], "updates: expected at least one number"),
+        (["bubble=[]"], "bubble: expected at least one number"),
+        (["warm_start=[1.5]"], r"expected a share in \(0, 1\]"),
+        (["tolerance=-1"], "tolerance: expected a share from 0 on"),
         (["metric=wasserstein"], "expected one of cosine"),
         (["name=true"], "expected out=null"),
         (["judged=100000"], "expected a data set with usable samples of 1 episodes to record and 100000 of others"),
@@ -130,6 +145,13 @@ def test_settings_out_of_range_are_named(diffusion, recorded, tmp_path, options,
     with pytest.raises(ValueError, match=message):
         calibrated(diffusion, tmp_path, f"data={recorded}", *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_executes_whole_chunks_has_no_warm_start(recorded, tmp_path):
+    head = ["head=flow", "head.steps=3", "tokenizer=none", "executed=8"]
+    finetune.finetune(load("finetune", [f"data={recorded}", f"out={tmp_path / 'whole'}", *TINY, *head]))
+    with pytest.raises(ValueError, match="expected a policy that executes less than its 8 rows, got 8"):
+        calibrated(tmp_path / "whole", tmp_path / "out", f"data={recorded}", "updates=[2]", "fewer_steps=[2]")
 
 
 def test_policies_without_steps_are_refused(recorded, tmp_path):

@@ -51,8 +51,8 @@ def _table(found: Mapping[str, Any]) -> Table:
             row["variant"], *(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
             f"{row['speedup']:.2f}x", "-" if share is None else f"{share:.1%}",
             "-" if branches is None else f"{branches:.0f}",
-            f"{row['chunks_per_s']:.1f}", f"{row['actions_per_s']:.0f}", f"{row['deviation']:.4f}",
-            "-" if error is None else f"{error:.4f}",
+            f"{row['chunks_per_s']:.1f}", f"{row['actions_per_s']:.0f}",
+            *("-" if value is None else f"{value:.4f}" for value in (row["deviation"], error)),
         )  # fmt: skip
     return table
 

@@ -181,8 +181,11 @@ class Prismatic(nn.Module):
 
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Logits float [..., V] of all words, or of `ids` alone."""
-        logits: Tensor = self.language_model.lm_head(hidden)
-        return logits if ids is None else logits[..., ids]
+        head = self.language_model.lm_head
+        if ids is None:
+            return head(hidden)  # type: ignore[no-any-return]
+        # Of 32,064 words 256 are actions.
+        return F.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
 
     def state_of_config(self) -> dict[str, Any]:
         """What a checkpoint keeps; `from_config` takes it back."""

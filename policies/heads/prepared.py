@@ -44,8 +44,9 @@ class PreparedDecoder:
         self._steps = len(times)
         self.cache: FeatureCache | None = None
         self._cached: CachedSteps | None = None
-        self._guard = None if schedule is None else schedule.guard
-        self._full = False
+        self._guard = {} if schedule is None else schedule.guard
+        # Whether the guard wants the next chunk decoded in full.
+        self.full = False
         if schedule is not None:
             self._cached = CachedSteps(backbone, self._planned(schedule))
             self.cache = self._cached.cache
@@ -75,13 +76,8 @@ class PreparedDecoder:
         ValueError for a first step other than 0 without a guess.
         """
         rows = self.run(context, committed, noise, batch, warm, first)
-        self.tell()
+        self.tell(None, first)
         return rows
-
-    @property
-    def full(self) -> bool:
-        """Whether the guard wants the next chunk decoded in full."""
-        return self._full
 
     @torch.no_grad()
     def run(
@@ -107,32 +103,35 @@ class PreparedDecoder:
                 sample = torch.add(sample, self._predict(sample, k), alpha=1 / self._steps)
         return keep_committed(sample.clamp(-1, 1), committed)
 
-    def tell(self, gap: Tensor | None = None) -> None:
+    def tell(self, gap: Tensor | None, first: int) -> None:
         """Say how alike reused outputs and those that replaced them were, beside calibration, and heed it.
 
         Once they were less alike than the schedule's guard allows, the next chunk is decoded in full, and the one
-        after it by plan again. gap: where a captured decode left it; by default where this one did.
+        after it by plan again. gap: where a captured decode left it, None for where this one did; first: its first
+        step.
         """
         self.facts = {}
         if self.cache is None:
             return
-        self.facts["decoded_in_full"] = float(self._full)
-        gap = None if self._full else self.cache.gap() if gap is None else gap
-        gap = None if gap is None or not gap.numel() else gap
-        self._full = False
-        if gap is None:
+        full, self.full = self.full, False
+        guard = self._guard.get(first)
+        self.facts["decoded_in_full"] = float(full)
+        self.facts["hit_rate"] = 0.0 if full else self.cache.hit_rate(first)
+        self.facts["guarded"] = float(guard is not None)
+        gap = self.cache.gap() if gap is None else gap
+        if full or gap is None or not gap.numel():
             return
         self.facts["cache_gap"] = float(gap.max())
-        self._full = self._guard is not None and self.facts["cache_gap"] > self._guard
-        if self._full:
+        self.full = guard is not None and self.facts["cache_gap"] > guard
+        if self.full:
             _log.warning(
                 "cache guard: similarity of reused outputs is %.4f below calibration's, more than %.4f: the next chunk "
-                "is decoded in full", self.facts["cache_gap"], self._guard,
+                "is decoded in full", self.facts["cache_gap"], guard,
             )  # fmt: skip
 
     def _begin(self, context: Any, committed: Committed | None, batch: int, first: int) -> None:
         if self._cached is not None:
-            self._cached.begin(first, self._full)
+            self._cached.begin(first, self.full)
         self._timed.begin(context)
         prefix = self._network.prefix(committed, batch)
         rows = self._network.rows

@@ -150,6 +150,14 @@ def test_a_warm_start_alone_is_decoded_exactly(folder):
     assert found == {"mode": "exact", "precision": "fp32", "sampler": "ddim", "steps": 4, "warm_start": 0.5}
 
 
+def test_chunks_say_whether_they_began_warm(folder, observations):
+    session = load_policy(folder, decode=Decode("exact", warm_start=0.5)).begin(0)
+    seen = replace(observations[0], time=0.0)
+    period = load_policy(folder).spec.period
+    later = [replace(seen, time=rows * period) for rows in (4, 30)]
+    assert [session.predict([one]).facts["warm"] for one in (seen, *later)] == [0, 1, 0]
+
+
 @pytest.mark.parametrize("asked", ["decode=bac", "decode.steps=5"])
 def test_the_expert_decodes_nothing(tmp_path, asked):
     config = load("rollout", ["env=reach", "policy=expert", asked, "episodes=1", f"out={tmp_path / 'run'}"])
@@ -301,7 +309,7 @@ class Eager:
 def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(folder, observations, caching):
     path = saved_schedule(folder, observations)
     # A guard that is always crossed: every other chunk is decoded in full.
-    made = replace(Schedule.load(path), guard=-10.0) if caching else None
+    made = replace(Schedule.load(path), guard={0: -10.0, 6: -10.0}) if caching else None
     policy = load_policy(folder)
     eager = PreparedDecoder(policy.head, policy.backbone, made)
     captured = CapturedDecoder(PreparedDecoder(policy.head, policy.backbone, made), Eager)
@@ -315,6 +323,34 @@ def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(fold
         assert captured.facts == eager.facts
     with pytest.raises(ValueError, match="expected a batch of 1 as captured, got 2"):
         captured(context, None, noise, 2)
+
+
+def test_capturing_beforehand_captures_all_and_leaves_no_trace(folder, observations):
+    made = replace(Schedule.load(saved_schedule(folder, observations)), guard={0: -10.0})
+    policy = load_policy(folder)
+    decoders = [PreparedDecoder(policy.head, policy.backbone, made) for _ in range(2)]
+    count = []
+
+    def make(run, example):
+        count.append(1)
+        return Eager(run, example)
+
+    captured = CapturedDecoder(decoders[0], make)
+    context = policy.backbone.encode(policy.batch(observations[:1]))
+    noise = policy.head.draw(1, torch.Generator().manual_seed(0))
+    captured.capture(context, None, noise)
+    assert len(count) == 2  # by plan and in full
+    for _ in range(3):
+        assert torch.equal(captured(context, None, noise), decoders[1](context, None, noise))
+        assert captured.facts == decoders[1].facts
+    assert len(count) == 2
+
+
+def test_what_a_checkpoint_names_stands_where_nothing_else_is_asked(folder):
+    (folder / "decode.json").write_text(json.dumps({"mode": "exact", "graphs": True}))
+    with pytest.raises(ValueError, match="expected a CUDA device"):
+        load_policy(folder)
+    assert "graphs" not in load_policy(folder, decode=Decode(graphs=False)).spec.decode
 
 
 def test_graphs_without_a_gpu_are_refused(make_policy):

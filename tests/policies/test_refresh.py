@@ -78,7 +78,7 @@ def test_the_scheduler_says_when_to_refresh(oft):
     assert oft.decoding(Decode("bac", refresh=rounds)).spec.decode["refresh"] == list(rounds)
 
 
-def test_what_needs_no_refreshing_or_cannot_have_it_is_refused(oft, make_policy):
+def test_what_needs_no_refreshing_or_cannot_have_it_is_refused(oft, make_policy, tmp_path):
     with pytest.raises(ValueError, match="expected a backbone whose prefix sees the slots, got prismatic"):
         made("prefix_lm").decoding(Decode("bac", refresh=(0,)))
     with pytest.raises(ValueError, match="expected rounds below 6, got 6"):
@@ -88,6 +88,12 @@ def test_what_needs_no_refreshing_or_cannot_have_it_is_refused(oft, make_policy)
     for wrong in ((), (-1,)):
         with pytest.raises(ValueError, match="expected rounds from 0 on"):
             Decode("bac", refresh=wrong)
+    for other in ({"schedule": "x"}, {"warm_start": 0.5}, {"graphs": True}):
+        with pytest.raises(ValueError, match=r"decode\.refresh: expected no decode\."):
+            Decode("bac", refresh=(0,), **other)
+    with pytest.raises(ValueError, match="expected observations, got none"):
+        prefix_similarity(oft, [])
+    assert Decode(refresh=(0,)).named(tmp_path).mode == "bac"
     with pytest.raises(ValueError, match="with decode=auto or bac"):
         Decode("plain", refresh=(0,))
     with pytest.raises(ValueError, match="over a prefix that sees the slots"):

@@ -137,8 +137,8 @@ class Schedule:
 
     weights: hash of the checkpoint's. sampler, steps: the denoising it is for. method: how it was made; updates: S;
     bubble: n; calibration: what it was recorded on. expected: for every update after a block's first, the cosine of
-    its output to that of the update before, as recorded. guard: how far a decode's mean similarity may fall below that
-    before the next chunk is decoded in full, None where it is not known.
+    its output to that of the update before, as recorded. guard: by the first step of a decode (0, or a warm start's),
+    how far its mean similarity may fall below that before the next chunk is decoded in full.
     """
 
     blocks: dict[Block, Steps]
@@ -151,7 +151,7 @@ class Schedule:
     metric: str
     calibration: str
     expected: dict[Block, tuple[float, ...]] = field(default_factory=dict)
-    guard: float | None = None
+    guard: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for block, steps in self.blocks.items():
@@ -186,7 +186,8 @@ class Schedule:
                 raise ValueError(f"expected version {VERSION}")
             blocks = {_parsed(name): tuple(steps) for name, steps in document.pop("blocks").items()}
             expected = {_parsed(name): tuple(alike) for name, alike in document.pop("expected").items()}
-            return cls(blocks=blocks, expected=expected, **document)
+            guard = {int(first): float(bound) for first, bound in document.pop("guard").items()}
+            return cls(blocks=blocks, expected=expected, guard=guard, **document)
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"decode.schedule: expected a caching schedule in {path}, got {error!r}") from error
 

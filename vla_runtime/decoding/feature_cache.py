@@ -56,6 +56,11 @@ class FeatureCache:
         """How many steps the plan has."""
         return len(self._plan)
 
+    def hit_rate(self, first: int = 0) -> float:
+        """The share of branches that a decode from step `first` on takes as they were kept."""
+        later = self._plan[first + 1 :]
+        return sum(self.branches - len(one) for one in later) / (self.branches * (len(later) + 1))
+
     def reset(self, first: int = 0, full: bool = False) -> None:
         """Begin again with step `first`, which computes everything; nothing that was kept is used after it.
 

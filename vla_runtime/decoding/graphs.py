@@ -26,24 +26,27 @@ class Captured:
 
     def __init__(self, run: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]):
         require_cuda(example[0].device)
+        self._device = example[0].device
         self._inputs = [value.clone() for value in example]
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                run(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = run(*self._inputs)
+        with torch.cuda.device(self._device):
+            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    run(*self._inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._outputs = run(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for mine, given in zip(self._inputs, inputs, strict=True):
             if mine.shape != given.shape:
                 raise ValueError(f"decode.graphs: expected a tensor {list(mine.shape)}, got {list(given.shape)}")
             mine.copy_(given)
-        self._graph.replay()
-        return tuple(value.clone() for value in self._outputs)
+        with torch.cuda.device(self._device):
+            self._graph.replay()
+            return tuple(value.clone() for value in self._outputs)
 
 
 class CapturedSteps:

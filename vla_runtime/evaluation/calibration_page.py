@@ -18,10 +18,8 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
     said = {key: escape(str(value)) for key, value in calibration.items() if key != "rows"}
     told = (
         f"{said['sampler']}, {said['steps']} steps; recorded on {said['recorded']}, judged on {said['judged']} frames "
-        f"of other episodes with {said['noises']} noises each; {said['hardware']}. Recommended: "
-        f"<b>{said['recommendation']}</b>, the fastest whose chunks are shown to be, on average, at most "
-        f"{calibration['tolerance']:.0%} further from recorded ones than the plain decode's. Of the cached: "
-        f"{said['cached']}" + ("." if calibration["cached_is_good"] else ", the nearest; none is within the tolerance.")
+        f"of {said['episodes']} other episodes with {said['noises']} noises each; {said['hardware']}. "
+        f"{verdict(calibration)}"
     )
     lines = [
         (
@@ -38,12 +36,13 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
         for row in calibration["rows"]
     ]
     heads = (
-        "", "#p50 ms", "#p95 ms", "#speed", "#of the branches' work", "#from plain, median",
+        "", "#p50 ms", "#p95 ms", "#speed", "#of the branches' work", "#from full, median",
         "#from recorded, median", "#from recorded, mean", "#mean more than plain",
     )  # fmt: skip
     note = (
-        "<p class=soft>Distances are mean absolute differences in [-1, 1]; brackets are 95 % bootstrap intervals over "
-        "observations. Milliseconds are of the decode alone, one chunk at a time.</p>"
+        "<p class=soft>Distances are mean absolute differences in [-1, 1], from the full decode of the same sampler "
+        "with the same noise; brackets are 95 % bootstrap intervals over episodes. Milliseconds are of the decode "
+        "alone, one chunk at a time.</p>"
     )
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=soft>{told}</p>", f'<div class="card">{chart}</div>']
     parts += [section("Every way to decode", table(lines, heads) + note)]
@@ -53,14 +52,33 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
     return document(title, parts)
 
 
+def verdict(calibration: Mapping[str, Any]) -> str:
+    """What wins, said plainly; HTML."""
+    best, cached = calibration["recommendation"], calibration["cached"]
+    allowed = f"at most {calibration['tolerance']:.0%} further from recorded ones than the plain decode's"
+    found = f"Recommended: <b>{escape(best)}</b>, the fastest whose chunks are shown to be, on average, {allowed}. "
+    if not best.startswith(cached):
+        found += f"It beats caching, whose best is {escape(cached)}"
+        found += ". " if calibration["cached_is_good"] else ", the nearest: no schedule is within the tolerance. "
+    if "warm start" in best:
+        found += (
+            "Warm starts are judged here with the plain chunk of the observation before; in the loop they follow each "
+            f"other, so decode=auto is not told of it but of <b>{escape(calibration['named'])}</b>: try the warm start "
+            "with compare first."
+        )
+    return found
+
+
 def _spread(spread: Mapping[str, Any]) -> str:
     low, middle, high = spread["ratio_quartiles"]
     another, own = spread["mean_square_of_another"], spread["mean_square_of_its_own"]
+    each = ", ".join(f"{one:.2f}" for one in spread["ratio_by_source"])
     return (
-        f"<p>S = {spread['updates']}, {spread['bubble']} bubbled: made from one frame and tried on "
-        f"{spread['frames']} others, the mean squared difference from plain is {another:.2e}, with each one's own "
-        f"schedule {own:.2e}: {spread['ratio']:.2f} times as much (quartiles over frames {low:.2f}, {middle:.2f}, "
-        f"{high:.2f}). A frame's own schedule was recorded with another noise.</p>"
+        f"<p>{escape(spread['method'])}, S = {spread['updates']}, {spread['bubble']} bubbled: made from a frame of one "
+        f"demonstration and tried on {spread['demonstrations']} others, the mean squared difference from plain is "
+        f"{another:.2e}, with each one's own schedule {own:.2e}: {spread['ratio']:.2f} times as much (by source "
+        f"{each}; quartiles over frames {low:.2f}, {middle:.2f}, {high:.2f}). A frame's own schedule was recorded with "
+        "another noise.</p>"
     )
 
 

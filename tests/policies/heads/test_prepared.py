@@ -207,16 +207,21 @@ def test_beyond_its_guard_the_next_chunk_is_decoded_in_full_and_the_one_after_by
     gap = seen.facts["cache_gap"]
     assert not torch.allclose(cached, exact, atol=1e-5)
 
-    strict = PreparedDecoder(head, backbone, replace(guarded(), guard=gap - 1e-6))
+    strict = PreparedDecoder(head, backbone, replace(guarded(), guard={0: gap - 1e-6}))
     chunks = [strict(context, None, drawn) for _ in range(4)]
-    assert strict.facts == {"decoded_in_full": 1.0}
+    assert strict.facts == {"decoded_in_full": 1.0, "hit_rate": 0.0, "guarded": 1.0}
     for chunk, full in zip(chunks, (False, True, False, True), strict=True):
         torch.testing.assert_close(chunk, exact if full else cached, rtol=0, atol=1e-6)
     assert "decoded in full" in caplog.text
 
-    lenient = PreparedDecoder(head, backbone, replace(guarded(), guard=gap + 1e-6))
+    lenient = PreparedDecoder(head, backbone, replace(guarded(), guard={0: gap + 1e-6}))
     assert all(torch.equal(lenient(context, None, drawn), cached) for _ in range(3))
     assert lenient.facts["decoded_in_full"] == 0
+    assert lenient.facts["hit_rate"] == 1 - 4 / STEPS
+    # A decode that begins at a step without a bound says that nobody watches it.
+    lenient(context, None, drawn, warm=cached, first=8)
+    assert lenient.facts["guarded"] == 0
+    assert lenient.facts["hit_rate"] == pytest.approx(1 - (1 + 2) / 12)  # step 8, then 10 and 15
 
 
 def test_the_gap_is_one_number_a_sample():
