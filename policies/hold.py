@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec, SpecMismatch
+from vla_runtime.control.schedule import standing
+from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec
 
 
 class Hold:
@@ -17,16 +18,7 @@ class Hold:
     """
 
     def __init__(self, env: EnvSpec, horizon: int = 8):
-        for group in env.action.groups:
-            if group.kind == "absolute":
-                same = [
-                    other for other in env.state.groups if other.name == group.name and other.rotation == group.rotation
-                ]
-                if not same:
-                    raise SpecMismatch(
-                        f"hold: expected the state to have the absolute action group {group.name!r}, "
-                        f"got {list(env.state.slices)}"
-                    )
+        standing(env, Observation(env.state.example(), {}, "", 0.0))  # that it can
         self._env = env
         self._spec = PolicySpec("hold", (), env.state, env.action, env.period, horizon)
 
@@ -42,13 +34,7 @@ class Hold:
         self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
     ) -> ActionChunk:
         observation = observations[-1]
-        action = np.zeros(self._env.action.size, np.float32)
-        for group in self._env.action.groups:
-            if group.kind == "absolute":
-                action[self._env.action.slices[group.name]] = observation.state[self._env.state.slices[group.name]]
-            elif group.kind == "binary" and group.open is not None:
-                action[self._env.action.slices[group.name]] = group.open
-        rows = np.repeat(action[None], self._spec.horizon, axis=0)
+        rows = np.repeat(standing(self._env, observation)[None], self._spec.horizon, axis=0)
         return ActionChunk(rows, observation.time, self._spec.period, observation.time)
 
     def close(self) -> None: ...

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vla_runtime.types import ActionSpec, Command
+import numpy as np
+
+from vla_runtime.types import ActionSpec, Command, Float
 
 
 class Limits:
@@ -13,6 +15,10 @@ class Limits:
     def __init__(self, spec: ActionSpec):
         self._spec = spec
         self.clamped = 0
+
+    def inside(self, rows_TA: Float) -> Float:
+        """Rows [T, A] as they would be sent; nothing is counted."""
+        return np.stack([self._spec.clamp(row)[0] for row in rows_TA])
 
     def clamp(self, command: Command) -> Command:
         """The command, inside the range; SpecMismatch naming the dimension for a value that is not finite."""

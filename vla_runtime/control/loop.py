@@ -1,21 +1,27 @@
-"""The line itself: observe, predict, splice, clamp, apply, at a fixed rate, in step with the policy.
+"""The line itself: observe, predict, splice, clamp, apply, at a fixed rate, with a planner in step or beside it.
 
-In step means that time stands still while the policy thinks: the world waits for every answer. It knows
-the protocols and nothing of any particular environment or policy.
+In step means that time stands still while the policy thinks: the world waits for every answer. With a planner beside
+it the plan in force goes on meanwhile, and a new one takes over where it belongs in time. It knows the protocols and
+nothing of any particular environment or policy.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.limits import Limits
-from vla_runtime.control.schedule import ActionSchedule
+from vla_runtime.control.planner import InStep, Planner
+from vla_runtime.control.schedule import ActionSchedule, standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
 from vla_runtime.types import Command, Observation, Outcome, PolicySpec, SpecMismatch
+
+# Of so many answers the slowest says how long the next may take.
+_REMEMBERED = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +35,7 @@ class Tick:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """How one episode went. steps: commands applied; plans: chunks predicted; clamped: commands changed by limits."""
+    """How one episode went. steps: commands applied; plans: chunks taken; clamped: commands changed by limits."""
 
     outcome: Outcome = field(default_factory=lambda: Outcome(False, "stopped"))
     steps: int = 0
@@ -50,12 +56,17 @@ def run(
     on_tick: Callable[[Tick], None] | None = None,
     result: Run | None = None,
     wall: Clock | None = None,
+    planner: Callable[[Session, Clock], Planner] = InStep,
+    prefix: bool = False,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
 
     replan: rows of a chunk that are executed before the next is asked for. cameras_every: also render all
     cameras at every n-th tick, for recording. result: filled in as the episode goes, so that what happened
-    survives an exception. wall: times planning and ticks; the machine's clock unless given.
+    survives an exception. wall: times planning and ticks; the machine's clock unless given. planner: made of the
+    session and `wall`; `InStep` unless given. prefix: tell the policy which rows will be executed anyhow while it
+    thinks, and execute them: as many as the slowest of the last answers took. Until the first chunk is there the
+    robot stands.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
     spec = env.spec
@@ -64,6 +75,9 @@ def run(
     trace = result.trace
     if not 1 <= replan <= policy.horizon:
         raise ValueError(f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {replan}")
+    if prefix and not policy.max_committed:
+        raise ValueError(f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}")
+    thinking = planner(session, wall)
     limits = Limits(spec.action)
     schedule = ActionSchedule(spec.action, spec.period)
     policy_cameras = tuple(camera.name for camera in policy.cameras)
@@ -73,6 +87,8 @@ def run(
     last_step = spec.max_steps if max_steps is None else max_steps
     start = clock.now()
     next_plan = 0
+    # How many rows were given to the question that is being thought about.
+    given = 0
 
     for index in range(last_step):
         tick_began = wall.now()
@@ -93,21 +109,33 @@ def run(
             )
         history.append(observation)
 
-        if index == next_plan:
+        if index == next_plan and thinking.busy:
+            next_plan += 1
+        elif index == next_plan:
             seen = [history[max(len(history) - 1 + offset, 0)] for offset in offsets]
-            plan_began = wall.now()
-            chunk = session.predict(seen)
-            latency = wall.now() - plan_began
-            trace.latencies.append(latency)
+            committed = schedule.committed(now, _expected_rows(trace, spec.period, policy)) if prefix else None
+            given = 0 if committed is None else len(committed)
+            asked = wall.now()
+            thinking.ask(seen, committed if committed is None else limits.inside(committed))
+            outside += wall.now() - asked
+            next_plan = index + replan
+        chunk = thinking.take(now)
+        if chunk is not None:
+            trace.latencies.append(thinking.seconds)
+            trace.delays.append(now - chunk.observed)
             trace.facts.append(chunk.facts)
-            outside += latency
             result.plans += 1
             if len(chunk.actions) < replan:
                 raise SpecMismatch(f"chunk: expected at least loop.replan = {replan} rows, got {len(chunk.actions)}")
-            schedule.splice(chunk, now)
-            next_plan = index + replan
+            # More rows have passed than the policy was told of: it planned from another place.
+            passed = round((now - chunk.observed) / spec.period)
+            trace.late += prefix and schedule.chunk is not None and passed > given
+            schedule.splice(chunk, now, chunk.observed + given * spec.period)
 
-        command = limits.clamp(schedule.command_at(now))
+        if schedule.chunk is None:
+            command = limits.clamp(Command(standing(spec, observation), now, held=True))
+        else:
+            command = limits.clamp(schedule.command_at(now))
         result.clamped = limits.clamped
         trace.held += command.held
         trace.states.append(observation.state)
@@ -126,8 +154,16 @@ def run(
         clock.sleep_until(deadline)
         if outcome is not None:
             result.outcome = outcome
+            thinking.close()
             return result
 
+    thinking.close()
     progress = getattr(env, "progress", None)
     result.outcome = Outcome(False, "time", None if progress is None else progress())
     return result
+
+
+def _expected_rows(trace: Trace, period: float, policy: PolicySpec) -> int:
+    """How many rows will pass before the next answer is there: as in the slowest of the last twenty, rounded up."""
+    slowest = max(trace.delays[-_REMEMBERED:], default=0.0)
+    return min(math.ceil(slowest / period - 1e-3), policy.max_committed)

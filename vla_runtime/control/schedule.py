@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vla_runtime.types import ActionChunk, ActionSpec, Command, Float, SpecMismatch
+import numpy as np
+
+from vla_runtime.types import ActionChunk, ActionSpec, Command, EnvSpec, Float, Observation, SpecMismatch
 
 
 class ActionSchedule:
@@ -18,6 +20,8 @@ class ActionSchedule:
         self._spec = spec
         self._period = period
         self._chunk: ActionChunk | None = None
+        # What follows the plan in force, and from when on, in order of time.
+        self._next: list[tuple[ActionChunk, float]] = []
         self._last: Float | None = None
 
     @property
@@ -25,24 +29,50 @@ class ActionSchedule:
         """The chunk in force, its start as spliced."""
         return self._chunk
 
-    def splice(self, chunk: ActionChunk, now: float) -> None:
-        """Let `chunk` replace the plan from `now` on.
+    def splice(self, chunk: ActionChunk, now: float, until: float | None = None) -> None:
+        """Let `chunk` replace the plan from `now` on; until: the plan in force stays so to then, if that is later.
 
         It starts at its observation's time, later by as long as the robot has been holding since: so that
         after a gap motion goes on from its first unplayed row instead of jumping ahead. SpecMismatch for
         a chunk of the wrong shape, period or with values that are not finite.
         """
         self._check(chunk)
-        held_since = chunk.start if self._chunk is None else max(chunk.start, self._chunk.end)
-        delay = max(0.0, now - held_since)
-        self._chunk = replace(chunk, start=chunk.start + delay) if delay > 0.0 else chunk
+        self._follow(now)
+        begins = now if until is None else max(now, until)
+        # What was to follow before then still does: somebody may have been told of it.
+        self._next = [one for one in self._next if one[1] < begins]
+        before = self._next[-1][0] if self._next else self._chunk
+        held_since = chunk.start if before is None else max(chunk.start, before.end)
+        delay = max(0.0, begins - held_since)
+        if delay > 0.0:
+            chunk = replace(chunk, start=chunk.start + delay)
+        if begins > now and self._chunk is not None:
+            self._next.append((chunk, begins))
+        else:
+            self._chunk = chunk
+
+    def committed(self, time: float, most: int) -> Float | None:
+        """Rows float32 [c, A] that are due at `time` and in the periods after it; None without any.
+
+        c: `most`, or as many as come before the last chunk takes over, which somebody was told of before. They end
+        where the plan does: a robot that holds is committed to nothing.
+        """
+        rows: list[Float] = []
+        told = round((self._next[-1][1] - time) / self._period) if self._next else 0
+        for index in range(max(most, told)):
+            row = self._due(time + index * self._period)
+            if row is None:
+                break
+            rows.append(row)
+        return np.stack(rows) if rows else None
 
     def command_at(self, time: float) -> Command:
         """The command due at `time`; held when no plan covers it. ValueError before the first chunk.
 
         Before the first chunk there is nothing to hold: what keeps a robot still on a position interface
-        is its own pose, which only the robot's side knows.
+        is its own pose, see `standing`.
         """
+        self._follow(time)
         values = None if self._chunk is None else self._chunk.at(time)
         if values is None:
             if self._last is None:
@@ -50,6 +80,21 @@ class ActionSchedule:
             return Command(self._spec.hold(self._last), time, held=True)
         self._last = values
         return Command(values, time)
+
+    def _follow(self, time: float) -> None:
+        while self._next and self._begun(self._next[0][1], time):
+            self._chunk = self._next.pop(0)[0]
+
+    def _due(self, time: float) -> Float | None:
+        """The row that is planned for a time from the last command on."""
+        chunk = self._chunk
+        for following, begins in self._next:
+            if self._begun(begins, time):
+                chunk = following
+        return None if chunk is None else chunk.at(time)
+
+    def _begun(self, begins: float, time: float) -> bool:
+        return time >= begins - 1e-3 * self._period
 
     def _check(self, chunk: ActionChunk) -> None:
         if len(chunk.actions) == 0 or chunk.actions.ndim != 2:
@@ -64,3 +109,24 @@ class ActionSchedule:
                 f"chunk period: expected {self._period} s (delta actions are played at the control period only), "
                 f"got {chunk.period} s"
             )
+
+
+def standing(env: EnvSpec, observation: Observation) -> Float:
+    """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion, grippers open.
+
+    SpecMismatch for an absolute group without a group of the same name and rotation in the state.
+    """
+    action = np.zeros(env.action.size, np.float32)
+    for group in env.action.groups:
+        part = env.action.slices[group.name]
+        if group.kind == "absolute":
+            same = [one for one in env.state.groups if (one.name, one.rotation) == (group.name, group.rotation)]
+            if not same:
+                raise SpecMismatch(
+                    f"hold: expected the state to have the absolute action group {group.name!r}, "
+                    f"got {list(env.state.slices)}"
+                )
+            action[part] = observation.state[env.state.slices[group.name]]
+        elif group.kind == "binary" and group.open is not None:
+            action[part] = group.open
+    return action

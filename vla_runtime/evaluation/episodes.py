@@ -19,10 +19,11 @@ from vla_runtime.compose import BadArguments, Config, build, build_env, build_po
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.loop import Run, run
+from vla_runtime.control.planner import JOINS, Delayed, latencies
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
-from vla_runtime.types import Command, Image
+from vla_runtime.types import Command, Image, PolicySpec
 
 Row = dict[str, Any]
 Job = tuple[int, int]
@@ -71,6 +72,10 @@ class EpisodeRunner:
             raise BadArguments(
                 f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self._replan!r}"
             )
+        loop = config["loop"]
+        self._latency = loop.get("latency", 0.0)
+        self._prefix = loop.get("join") == "prefix"
+        _check_loop(loop, policy)
         self._common = {
             "env": config["choices"]["env"],
             "seed": config["seed"],
@@ -84,8 +89,9 @@ class EpisodeRunner:
             "recover": config["recover"],
             "versions": {"vla_runtime": vla_runtime.__version__, "python": platform.python_version(), **spec.versions},
             "loop": {
-                "mode": config["loop"]["mode"],
-                "latency": 0.0,
+                "mode": loop["mode"],
+                "latency": self._latency,
+                "join": loop.get("join", "newest"),
                 "replan": self._replan,
                 "rate_hz": round(1 / spec.period, 6),
             },
@@ -101,8 +107,12 @@ class EpisodeRunner:
         try:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
             reset_s = clock.now() - began
-            session = self._policy.begin(begin_seed(self._seed, task, episode))
-            run(self._env, session, self._policy.spec, VirtualClock(), replan=self._replan, result=result)
+            seed = begin_seed(self._seed, task, episode)
+            delays = latencies(self._latency, seed)
+            run(
+                self._env, self._policy.begin(seed), self._policy.spec, VirtualClock(), replan=self._replan,
+                result=result, planner=lambda session, wall: Delayed(session, wall, delays), prefix=self._prefix,
+            )  # fmt: skip
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
@@ -191,10 +201,26 @@ def make_row(
         "plans": result.plans,
         "clamped": result.clamped,
         "held": result.trace.held,
+        "late": result.trace.late,
         "error": error,
         "facts": {key: value for key, value in initial.items() if key != "initial_state"},
         "video": None,
     }
+
+
+def _check_loop(loop: Config, policy: PolicySpec) -> None:
+    """BadArguments for a loop that cannot be."""
+    try:
+        latencies(loop.get("latency", 0.0), 0)
+    except ValueError as error:
+        raise BadArguments(str(error)) from error
+    join = loop.get("join", "newest")
+    if join not in JOINS:
+        raise BadArguments(f"loop.join: expected one of {', '.join(JOINS)}, got {join!r}")
+    if join == "prefix" and not policy.max_committed:
+        raise BadArguments(
+            f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}; take newest"
+        )
 
 
 def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:

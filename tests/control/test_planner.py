@@ -1,0 +1,180 @@
+"""Plans that come late: what is executed meanwhile, and what the policy is told of it."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain, islice, repeat
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.reach import Reach
+from vla_runtime.control.clock import VirtualClock
+from vla_runtime.control.loop import run
+from vla_runtime.control.planner import Delayed, InStep, latencies
+from vla_runtime.control.schedule import standing
+from vla_runtime.types import ActionChunk, PolicySpec
+
+PERIOD = 0.05
+
+
+class Recording(Reach):
+    """Remembers what was asked of it."""
+
+    def reset(self, seed, task, episode):
+        self.applied = []
+        return super().reset(seed, task, episode)
+
+    def apply(self, command):
+        self.applied.append(command)
+        super().apply(command)
+
+    def outcome(self):
+        return None
+
+
+class Numbered:
+    """Answers with rows that say which plan they are of and which row: (plan / 100, row / 100)."""
+
+    def __init__(self, env, horizon=16, max_committed=8):
+        spec = env.spec
+        self.spec = PolicySpec(
+            "numbered", spec.cameras, spec.state, spec.action, spec.period, horizon, max_committed=max_committed
+        )
+        self.asked = []
+
+    def predict(self, observations, committed=None, deadline=None):
+        time = observations[-1].time
+        rows = np.empty((self.spec.horizon, 2), np.float32)
+        rows[:, 0], rows[:, 1] = len(self.asked) / 100, np.arange(self.spec.horizon) / 100
+        if committed is not None:
+            rows[: len(committed)] = committed
+        self.asked.append((time, committed))
+        return ActionChunk(rows, time, PERIOD, time)
+
+
+def played(delays, steps=40, replan=4, prefix=False, **sizes):
+    """Commands as (plan, row), None while standing or holding; the policy; the run."""
+    env = Recording()
+    policy = Numbered(env, **sizes)
+    env.reset(0, 0, 0)
+    source = iter(chain(delays, repeat(0.0)))
+    result = run(
+        env, policy, policy.spec, VirtualClock(), replan=replan, max_steps=steps, prefix=prefix,
+        planner=lambda session, wall: Delayed(session, wall, source),
+    )  # fmt: skip
+    said = [
+        None if one.held else (round(float(one.values[0]) * 100), round(float(one.values[1]) * 100))
+        for one in env.applied
+    ]
+    return said, policy, result, env
+
+
+def test_without_delay_a_planner_is_in_step():
+    delayed, *_ = played(repeat(0.0))
+    env = Recording()
+    policy = Numbered(env)
+    env.reset(0, 0, 0)
+    run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=40, planner=InStep)
+    assert delayed == [(round(float(one.values[0]) * 100), round(float(one.values[1]) * 100)) for one in env.applied]
+    assert delayed[:6] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+
+
+def test_the_robot_stands_until_the_first_chunk_and_then_begins_at_its_first_row():
+    said, policy, result, env = played(repeat(0.15), steps=12)
+    assert said == [None] * 3 + [(0, 0), (0, 1), (0, 2), (0, 3)] + [(1, 3), (1, 4), (1, 5), (1, 6)] + [(2, 3)]
+    assert result.trace.held == 3
+    np.testing.assert_allclose(result.trace.delays, 0.15, atol=1e-9)
+    still = standing(env.spec, env.observe(()))
+    assert all(np.array_equal(one.values, still * 0) for one in env.applied[:3])  # reach speaks velocity
+    # Asked anew when `replan` rows have passed since the question before, whenever the answer comes.
+    assert [round(time / PERIOD) for time, _ in policy.asked] == [0, 4, 8]
+
+
+def test_a_slow_answer_puts_the_next_question_off():
+    said, policy, *_ = played(chain([0.0, 0.4], repeat(0.0)), steps=20)
+    assert [round(time / PERIOD) for time, _ in policy.asked][:4] == [0, 4, 13, 17]
+    assert said[4:12] == [(0, row) for row in range(4, 12)]
+    assert said[12] == (1, 8)
+
+
+def test_a_plan_that_ran_out_is_held_and_motion_goes_on_where_it_stopped():
+    said, _, result, _ = played(chain([0.0, 0.6], repeat(0.0)), steps=24, horizon=8)
+    assert said[4:8] == [(0, 4), (0, 5), (0, 6), (0, 7)]
+    assert said[8:16] == [None] * 8
+    assert said[16] == (1, 4)  # held from row 4 of the new plan's time on
+    assert result.trace.held == 8
+
+
+def test_committed_rows_are_told_and_executed():
+    said, policy, result, env = played(repeat(0.15), steps=30, prefix=True)
+    (_, first), (_, second), *later = policy.asked
+    assert first is None  # nothing runs yet
+    assert len(second) == 3
+    for time, rows in [policy.asked[1], *later]:
+        at = round(time / PERIOD)
+        executed = np.stack([one.values for one in env.applied[at : at + len(rows)]])
+        np.testing.assert_array_equal(executed[: len(said) - at], rows[: len(executed)])
+    assert result.trace.late == 0
+
+
+def test_an_early_answer_waits_for_the_end_of_what_was_committed():
+    said, policy, *_ = played(chain([0.15, 0.15], repeat(0.0)), steps=20, prefix=True)
+    time, rows = policy.asked[2]
+    at = round(time / PERIOD)
+    assert len(rows) == 3
+    assert [plan for plan, _ in said[at : at + 4]] == [1, 1, 1, 2]
+    assert said[at + 3] == (2, 3)
+
+
+def test_an_answer_later_than_committed_is_counted():
+    _, _, result, _ = played(chain([0.05, 0.05, 0.3], repeat(0.05)), steps=40, prefix=True)
+    assert result.trace.late == 1
+
+
+def test_a_policy_that_takes_no_rows_cannot_be_told_of_them():
+    with pytest.raises(ValueError, match="expected a policy that takes committed rows, got numbered"):
+        played(repeat(0.0), prefix=True, max_committed=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0, 0.9), min_size=1, max_size=12), st.integers(1, 12), st.sampled_from([8, 16]), st.booleans()
+)
+def test_no_tick_is_lost_and_no_row_comes_back(delays, replan, horizon, prefix):
+    replan = min(replan, horizon)
+    said, policy, result, env = played(delays, 60, replan, prefix, horizon=horizon)
+    assert len(said) == result.steps == 60
+    assert [round(one.due / PERIOD) for one in env.applied] == list(range(60))
+    rows = {}
+    for one in filter(None, said):
+        plan, row = one
+        if not prefix:
+            assert row > rows.get(plan, -1)
+            assert plan >= max(rows, default=0)
+        rows[plan] = row
+    low, high = env.spec.action.low, env.spec.action.high
+    assert all((one.values >= low).all() and (one.values <= high).all() for one in env.applied)
+    for time, given_rows in policy.asked:
+        if given_rows is not None:
+            at = round(time / PERIOD)
+            executed = [one.values for one in env.applied[at : at + len(given_rows)]]
+            np.testing.assert_array_equal(executed, given_rows[: len(executed)])
+
+
+def test_latencies_are_a_number_or_drawn_from_what_was_recorded(tmp_path):
+    assert list(islice(latencies(0.2, 0), 3)) == [0.2] * 3
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps([0.1, 0.3]))
+    drawn = list(islice(latencies(str(path), 4), 200))
+    assert set(drawn) == {0.1, 0.3}
+    assert drawn == list(islice(latencies(str(path), 4), 200)) != list(islice(latencies(str(path), 5), 200))
+    path.write_text("[0.1, -1]")
+    for wrong, message in (
+        (-0.1, "expected seconds from 0 on"), ([0.1], "got \\[0.1\\]"), (True, "got True"),
+        (str(tmp_path / "none.json"), "expected a file with a JSON list"), (str(path), "from 0 on in"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            latencies(wrong, 0)
