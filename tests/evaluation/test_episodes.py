@@ -35,7 +35,7 @@ def test_latency_costs_time_and_is_in_the_row():
     ("options", "message"),
     [
         (["loop.latency=-1"], "expected seconds from 0 on"),
-        (["loop.join=glue"], "loop.join: expected one of newest, prefix, got 'glue'"),
+        (["loop.join=glue"], "loop.join: expected one of newest, prefix, blend, ensemble, adaptive, got 'glue'"),
         (["loop.join=prefix"], "expected a policy that takes committed rows, got"),
     ],
 )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vla_runtime.control.clock import Clock, SystemClock
+from vla_runtime.control.joins import Join
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.planner import InStep, Planner
 from vla_runtime.control.schedule import ActionSchedule, standing
@@ -58,6 +59,7 @@ def run(
     wall: Clock | None = None,
     planner: Callable[[Session, Clock], Planner] = InStep,
     prefix: bool = False,
+    join: Join | None = None,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
 
@@ -66,7 +68,7 @@ def run(
     survives an exception. wall: times planning and ticks; the machine's clock unless given. planner: made of the
     session and `wall`; `InStep` unless given. prefix: tell the policy which rows will be executed anyhow while it
     thinks, and execute them: as many as the slowest of the last answers took. Until the first chunk is there the
-    robot stands.
+    robot stands. join: what is executed where chunks overlap; the newest alone unless given.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
     spec = env.spec
@@ -79,7 +81,7 @@ def run(
         raise ValueError(f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}")
     thinking = planner(session, wall)
     limits = Limits(spec.action)
-    schedule = ActionSchedule(spec.action, spec.period)
+    schedule = ActionSchedule(spec.action, spec.period, join)
     policy_cameras = tuple(camera.name for camera in policy.cameras)
     every_camera = tuple(camera.name for camera in spec.cameras)
     offsets = policy.observation_offsets

@@ -22,9 +22,6 @@ from vla_runtime.types import ActionChunk, Float, Observation
 _ROUNDING = 1e-6
 
 
-JOINS = ("newest", "prefix")
-
-
 def latencies(latency: float | str, seed: int) -> Iterator[float]:
     """Seconds for one question after another: a number every time, or drawn from a recorded profile.
 

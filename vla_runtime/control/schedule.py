@@ -9,25 +9,30 @@ from dataclasses import replace
 
 import numpy as np
 
+from vla_runtime.control.joins import Join, Live, Newest
 from vla_runtime.types import ActionChunk, ActionSpec, Command, EnvSpec, Float, Observation, SpecMismatch
 
 
 class ActionSchedule:
-    """The plan in force. `splice` puts a chunk in, `command_at` reads what is due."""
+    """The plan in force. `splice` puts a chunk in, `command_at` reads what is due.
 
-    def __init__(self, spec: ActionSpec, period: float):
-        """period: seconds between commands."""
+    period: seconds between commands. join: what is executed where chunks overlap; the newest alone unless given.
+    """
+
+    def __init__(self, spec: ActionSpec, period: float, join: Join | None = None):
         self._spec = spec
         self._period = period
-        self._chunk: ActionChunk | None = None
-        # What follows the plan in force, and from when on, in order of time.
-        self._next: list[tuple[ActionChunk, float]] = []
+        self._join = join or Newest()
+        # Chunks that have taken over and do not lie behind, the plan in force last.
+        self._live: list[Live] = []
+        # What follows it, and from when on, in order of time.
+        self._next: list[Live] = []
         self._last: Float | None = None
 
     @property
     def chunk(self) -> ActionChunk | None:
         """The chunk in force, its start as spliced."""
-        return self._chunk
+        return self._live[-1].chunk if self._live else None
 
     def splice(self, chunk: ActionChunk, now: float, until: float | None = None) -> None:
         """Let `chunk` replace the plan from `now` on; until: the plan in force stays so to then, if that is later.
@@ -40,16 +45,13 @@ class ActionSchedule:
         self._follow(now)
         begins = now if until is None else max(now, until)
         # What was to follow before then still does: somebody may have been told of it.
-        self._next = [one for one in self._next if one[1] < begins]
-        before = self._next[-1][0] if self._next else self._chunk
+        self._next = [one for one in self._next if one.begins < begins]
+        before = self._next[-1].chunk if self._next else self.chunk
         held_since = chunk.start if before is None else max(chunk.start, before.end)
         delay = max(0.0, begins - held_since)
         if delay > 0.0:
             chunk = replace(chunk, start=chunk.start + delay)
-        if begins > now and self._chunk is not None:
-            self._next.append((chunk, begins))
-        else:
-            self._chunk = chunk
+        (self._next if begins > now and self._live else self._live).append(Live(chunk, begins))
 
     def committed(self, time: float, most: int) -> Float | None:
         """Rows float32 [c, A] that are due at `time` and in the periods after it; None without any.
@@ -58,7 +60,7 @@ class ActionSchedule:
         where the plan does: a robot that holds is committed to nothing.
         """
         rows: list[Float] = []
-        told = round((self._next[-1][1] - time) / self._period) if self._next else 0
+        told = round((self._next[-1].begins - time) / self._period) if self._next else 0
         for index in range(max(most, told)):
             row = self._due(time + index * self._period)
             if row is None:
@@ -73,7 +75,7 @@ class ActionSchedule:
         is its own pose, see `standing`.
         """
         self._follow(time)
-        values = None if self._chunk is None else self._chunk.at(time)
+        values = self._join(self._live, time) if self._live else None
         if values is None:
             if self._last is None:
                 raise ValueError(f"command at {time} s: expected a chunk to have been spliced before, got none")
@@ -82,19 +84,18 @@ class ActionSchedule:
         return Command(values, time)
 
     def _follow(self, time: float) -> None:
-        while self._next and self._begun(self._next[0][1], time):
-            self._chunk = self._next.pop(0)[0]
+        while self._next and self._begun(self._next[0], time):
+            self._live.append(self._next.pop(0))
+        # The plan in force stays, also when it has run out.
+        self._live = [one for one in self._live[:-1] if one.chunk.end > time] + self._live[-1:]
 
     def _due(self, time: float) -> Float | None:
         """The row that is planned for a time from the last command on."""
-        chunk = self._chunk
-        for following, begins in self._next:
-            if self._begun(begins, time):
-                chunk = following
-        return None if chunk is None else chunk.at(time)
+        live = [*self._live, *(one for one in self._next if self._begun(one, time))]
+        return self._join(live, time) if live else None
 
-    def _begun(self, begins: float, time: float) -> bool:
-        return time >= begins - 1e-3 * self._period
+    def _begun(self, one: Live, time: float) -> bool:
+        return time >= one.begins - 1e-3 * self._period
 
     def _check(self, chunk: ActionChunk) -> None:
         if len(chunk.actions) == 0 or chunk.actions.ndim != 2:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,22 @@ import vla_runtime
 from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock, VirtualClock
+from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join
 from vla_runtime.control.loop import Run, run
-from vla_runtime.control.planner import JOINS, Delayed, latencies
+from vla_runtime.control.planner import Delayed, latencies
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
-from vla_runtime.types import Command, Image, PolicySpec
+from vla_runtime.types import ActionSpec, Command, Image, PolicySpec
 
 Row = dict[str, Any]
 Job = tuple[int, int]
 
 _log = logging.getLogger(__name__)
+
+# What `loop.join=` may name beside newest and prefix, which execute one chunk at a time.
+MIXING: dict[str, Callable[[ActionSpec], Join]] = {"blend": Blend, "ensemble": Ensemble, "adaptive": Adaptive}
+JOINS = ("newest", "prefix", *MIXING)
 
 # Every second control tick: half the rendering, and motion still looks smooth.
 _VIDEO_STRIDE = 2
@@ -75,7 +81,7 @@ class EpisodeRunner:
         loop = config["loop"]
         self._latency = loop.get("latency", 0.0)
         self._prefix = loop.get("join") == "prefix"
-        _check_loop(loop, policy)
+        self._join = _join(loop, policy, spec.action)
         self._common = {
             "env": config["choices"]["env"],
             "seed": config["seed"],
@@ -112,6 +118,7 @@ class EpisodeRunner:
             run(
                 self._env, self._policy.begin(seed), self._policy.spec, VirtualClock(), replan=self._replan,
                 result=result, planner=lambda session, wall: Delayed(session, wall, delays), prefix=self._prefix,
+                join=self._join,
             )  # fmt: skip
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
@@ -208,19 +215,22 @@ def make_row(
     }
 
 
-def _check_loop(loop: Config, policy: PolicySpec) -> None:
-    """BadArguments for a loop that cannot be."""
+def _join(loop: Config, policy: PolicySpec, action: ActionSpec) -> Join | None:
+    """What joins chunks, None for one at a time. BadArguments for a loop that cannot be."""
+    join = loop.get("join", "newest")
     try:
         latencies(loop.get("latency", 0.0), 0)
+        if join in MIXING:
+            return MIXING[join](action)
     except ValueError as error:
         raise BadArguments(str(error)) from error
-    join = loop.get("join", "newest")
     if join not in JOINS:
         raise BadArguments(f"loop.join: expected one of {', '.join(JOINS)}, got {join!r}")
     if join == "prefix" and not policy.max_committed:
         raise BadArguments(
             f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}; take newest"
         )
+    return None
 
 
 def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
