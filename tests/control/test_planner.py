@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.reach import Reach
-from vla_runtime.control.clock import VirtualClock
+from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.loop import run
-from vla_runtime.control.planner import Delayed, InStep, latencies
+from vla_runtime.control.planner import Beside, Delayed, InStep, latencies
 from vla_runtime.control.schedule import standing
 from vla_runtime.types import ActionChunk, PolicySpec
 
@@ -178,3 +179,80 @@ def test_latencies_are_a_number_or_drawn_from_what_was_recorded(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             latencies(wrong, 0)
+
+
+class Slow(Numbered):
+    """Takes its time, on the machine's clock."""
+
+    def __init__(self, env, seconds, **sizes):
+        super().__init__(env, **sizes)
+        self.seconds = seconds
+        self.clock = SystemClock()
+
+    def predict(self, observations, committed=None, deadline=None):
+        self.clock.sleep_until(self.clock.now() + self.seconds)
+        return super().predict(observations, committed, deadline)
+
+
+def beside(policy, steps=30, env=None, **options):
+    """A run in real time."""
+    env = env or Recording()
+    env.reset(0, 0, 0)
+    result = run(
+        env, policy, policy.spec, SystemClock(), replan=4, max_steps=steps, planner=Beside, **options
+    )  # fmt: skip
+    return env.applied, result
+
+
+def test_in_real_time_every_tick_is_served_while_the_policy_thinks():
+    env = Recording()
+    clock = SystemClock()
+    began = clock.now()
+    applied, result = beside(Slow(env, 0.12), env=env)
+    assert clock.now() - began == pytest.approx(30 * PERIOD, abs=0.5)
+    assert [round(one.due / PERIOD) for one in applied] == list(range(30))
+    assert result.trace.held >= 2  # 0.12 s, in periods of 0.05 s, before the first chunk
+    assert all(delay >= 0.1 for delay in result.trace.delays)
+    assert 3 <= result.plans <= 8
+
+
+def test_what_is_committed_is_executed_in_real_time():
+    env = Recording()
+    policy = Slow(env, 0.07)
+    applied, _ = beside(policy, env=env, prefix=True)
+    told = [(round(time / PERIOD), rows) for time, rows in policy.asked if rows is not None]
+    assert told
+    for at, rows in told:
+        executed = [one.values for one in applied[at : at + len(rows)]]
+        np.testing.assert_array_equal(executed, rows[: len(executed)])
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("broken"), SystemExit(3), KeyboardInterrupt()])
+def test_what_the_policy_raises_ends_the_run(problem):
+    class Raising(Numbered):
+        def predict(self, observations, committed=None, deadline=None):
+            if self.asked:
+                raise problem
+            return super().predict(observations, committed, deadline)
+
+    with pytest.raises(type(problem)):
+        beside(Raising(Recording()))
+
+
+def test_a_policy_that_hangs_for_ever_does_not_keep_the_loop(caplog):
+    class Hanging(Numbered):
+        def predict(self, observations, committed=None, deadline=None):
+            if self.asked:
+                threading.Event().wait()
+            return super().predict(observations, committed, deadline)
+
+    env = Recording()
+    policy = Hanging(env)
+    env.reset(0, 0, 0)
+    result = run(
+        env, policy, policy.spec, SystemClock(), replan=4, max_steps=25,
+        planner=lambda session, wall: Beside(session, wall, patience=0.1),
+    )  # fmt: skip
+    assert result.steps == 25
+    assert result.trace.held >= 8  # the only plan ran out
+    assert "its thread is left" in caplog.text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from vla_runtime.control.clock import Clock, SystemClock
@@ -87,79 +88,82 @@ def run(
     offsets = policy.observation_offsets
     history: deque[Observation] = deque(maxlen=1 - offsets[0])
     last_step = spec.max_steps if max_steps is None else max_steps
-    start = clock.now()
+    # The environment says what time it is when the loop begins; deadlines are the clock's.
+    start, first = clock.now(), 0.0
     next_plan = 0
     # How many rows were given to the question that is being thought about.
     given = 0
 
-    for index in range(last_step):
-        tick_began = wall.now()
-        now = start + index * spec.period
-        cameras: tuple[str, ...] = ()
-        if any(index - offset == next_plan for offset in offsets):
-            cameras = policy_cameras
-        if cameras_every is not None and index % cameras_every == 0:
-            cameras = every_camera
+    with closing(thinking):
+        for index in range(last_step):
+            tick_began = wall.now()
+            cameras: tuple[str, ...] = ()
+            if any(index - offset == next_plan for offset in offsets):
+                cameras = policy_cameras
+            if cameras_every is not None and index % cameras_every == 0:
+                cameras = every_camera
 
-        env_began = wall.now()
-        observation = env.observe(cameras)
-        outside = wall.now() - env_began
-        spec.validate(observation)
-        if abs(observation.time - now) > spec.period:
-            raise SpecMismatch(
-                f"observation time: expected {now:.4f} s on the loop's clock, got {observation.time:.4f} s"
-            )
-        history.append(observation)
+            env_began = wall.now()
+            observation = env.observe(cameras)
+            outside = wall.now() - env_began
+            spec.validate(observation)
+            first = observation.time if index == 0 else first
+            now = first + index * spec.period
+            if abs(observation.time - now) > spec.period:
+                raise SpecMismatch(
+                    f"observation time: expected {now:.4f} s on the loop's clock, got {observation.time:.4f} s"
+                )
+            history.append(observation)
 
-        if index == next_plan and thinking.busy:
-            next_plan += 1
-        elif index == next_plan:
-            seen = [history[max(len(history) - 1 + offset, 0)] for offset in offsets]
-            committed = schedule.committed(now, _expected_rows(trace, spec.period, policy)) if prefix else None
-            given = 0 if committed is None else len(committed)
-            asked = wall.now()
-            thinking.ask(seen, committed if committed is None else limits.inside(committed))
-            outside += wall.now() - asked
-            next_plan = index + replan
-        chunk = thinking.take(now)
-        if chunk is not None:
-            trace.latencies.append(thinking.seconds)
-            trace.delays.append(now - chunk.observed)
-            trace.facts.append(chunk.facts)
-            result.plans += 1
-            if len(chunk.actions) < replan:
-                raise SpecMismatch(f"chunk: expected at least loop.replan = {replan} rows, got {len(chunk.actions)}")
-            # More rows have passed than the policy was told of: it planned from another place.
-            passed = round((now - chunk.observed) / spec.period)
-            trace.late += prefix and schedule.chunk is not None and passed > given
-            schedule.splice(chunk, now, chunk.observed + given * spec.period)
+            if index == next_plan and thinking.busy:
+                next_plan += 1
+            elif index == next_plan:
+                seen = [history[max(len(history) - 1 + offset, 0)] for offset in offsets]
+                committed = schedule.committed(now, _expected_rows(trace, spec.period, policy)) if prefix else None
+                given = 0 if committed is None else len(committed)
+                asked = wall.now()
+                thinking.ask(seen, committed if committed is None else limits.inside(committed))
+                outside += wall.now() - asked
+                next_plan = index + replan
+            chunk = thinking.take(now)
+            if chunk is not None:
+                trace.latencies.append(thinking.seconds)
+                trace.delays.append(now - chunk.observed)
+                trace.facts.append(chunk.facts)
+                result.plans += 1
+                if len(chunk.actions) < replan:
+                    raise SpecMismatch(
+                        f"chunk: expected at least loop.replan = {replan} rows, got {len(chunk.actions)}"
+                    )
+                # More rows have passed than the policy was told of: it planned from another place.
+                passed = round((now - chunk.observed) / spec.period)
+                trace.late += prefix and schedule.chunk is not None and passed > given
+                schedule.splice(chunk, now, chunk.observed + given * spec.period)
 
-        if schedule.chunk is None:
-            command = limits.clamp(Command(standing(spec, observation), now, held=True))
-        else:
-            command = limits.clamp(schedule.command_at(now))
-        result.clamped = limits.clamped
-        trace.held += command.held
-        trace.states.append(observation.state)
-        trace.commands.append(command.values)
+            if schedule.chunk is None:
+                command = limits.clamp(Command(standing(spec, observation), now, held=True))
+            else:
+                command = limits.clamp(schedule.command_at(now))
+            result.clamped = limits.clamped
+            trace.held += command.held
+            trace.states.append(observation.state)
+            trace.commands.append(command.values)
 
-        env_began = wall.now()
-        env.apply(command)
-        outcome = env.outcome()
-        outside += wall.now() - env_began
-        result.steps = index + 1
-        trace.ticks.append(wall.now() - tick_began - outside)
-        if on_tick is not None:
-            on_tick(Tick(index, observation, command))
-        deadline = start + (index + 1) * spec.period
-        trace.overruns += clock.now() > deadline
-        clock.sleep_until(deadline)
-        if outcome is not None:
-            result.outcome = outcome
-            thinking.close()
-            return result
+            env_began = wall.now()
+            env.apply(command)
+            outcome = env.outcome()
+            outside += wall.now() - env_began
+            result.steps = index + 1
+            trace.ticks.append(wall.now() - tick_began - outside)
+            if on_tick is not None:
+                on_tick(Tick(index, observation, command))
+            deadline = start + (index + 1) * spec.period
+            trace.overruns += clock.now() > deadline
+            clock.sleep_until(deadline)
+            if outcome is not None:
+                result.outcome = outcome
+                return result
 
-    thinking.close()
     progress = getattr(env, "progress", None)
     result.outcome = Outcome(False, "time", None if progress is None else progress())
     return result

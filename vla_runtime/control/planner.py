@@ -7,6 +7,8 @@ the policy comes out where the chunk would have been taken.
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import count, repeat
 from pathlib import Path
@@ -17,6 +19,8 @@ import numpy as np
 from vla_runtime.control.clock import Clock
 from vla_runtime.interfaces import Session
 from vla_runtime.types import ActionChunk, Float, Observation
+
+_log = logging.getLogger(__name__)
 
 # A chunk that is due at a tick is there at that tick: times are sums of periods.
 _ROUNDING = 1e-6
@@ -102,3 +106,68 @@ class Delayed(InStep):
 
     def take(self, now: float) -> ActionChunk | None:
         return super().take(now) if now >= self._ready - _ROUNDING else None
+
+
+class Beside:
+    """A thread that thinks while the loop goes on. wall: measures it. What the policy raises, SystemExit included, is
+    raised where its answer would be taken.
+
+    A policy that hangs cannot be stopped from outside: `close` waits `patience` seconds and then leaves the thread,
+    which ends with the process.
+    """
+
+    def __init__(self, session: Session, wall: Clock, patience: float = 2.0):
+        self._session, self._wall, self._patience = session, wall, patience
+        self._question: tuple[Sequence[Observation], Float | None] | None = None
+        self._answer: ActionChunk | BaseException | None = None
+        self._busy = self._closed = False
+        self._changed = threading.Condition()
+        self.seconds = 0.0
+        self._thread = threading.Thread(target=self._think, name="planner", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._busy
+
+    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
+        with self._changed:
+            self._question, self._busy = (observations, committed), True
+            self._changed.notify_all()
+
+    def take(self, now: float) -> ActionChunk | None:
+        with self._changed:
+            answer, self._answer = self._answer, None
+            if answer is None:
+                return None
+            self._busy = False
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Let the thread end; one that hangs is left, with a warning."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            _log.warning("the policy has not answered for %.1f s after the end; its thread is left", self._patience)
+
+    def _think(self) -> None:
+        while True:
+            with self._changed:
+                while self._question is None and not self._closed:
+                    self._changed.wait()
+                if self._question is None:
+                    return
+                (observations, committed), self._question = self._question, None
+            began = self._wall.now()
+            answer: ActionChunk | BaseException
+            try:
+                answer = self._session.predict(observations, committed)
+            except BaseException as problem:
+                answer = problem
+            with self._changed:
+                self.seconds = self._wall.now() - began
+                self._answer = answer
