@@ -25,7 +25,8 @@ from vla_runtime.types import ActionChunk, ActionSpec, Float
 
 Array = NDArray[np.float64]
 
-_ROTATIONS = {
+# To a matrix [3, 3] and back, by the name of the convention.
+ROTATIONS = {
     "rot6d": (matrix_from_rot6d, rot6d_from_matrix),
     "axis_angle": (matrix_from_axis_angle, axis_angle_from_matrix),
     "quaternion_xyzw": (matrix_from_quaternion, quaternion_from_matrix),
@@ -145,7 +146,7 @@ class Mean:
             if group.rotation is None:
                 found[part] = weights @ rows_NA[:, part]
                 continue
-            decode, encode = _ROTATIONS[group.rotation]
+            decode, encode = ROTATIONS[group.rotation]
             mean = mean_rotation(np.stack([decode(row) for row in rows_NA[:, part]]), weights)
             if mean is not None:
                 found[part] = encode(mean)

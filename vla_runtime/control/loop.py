@@ -20,7 +20,7 @@ from vla_runtime.control.planner import InStep, Planner
 from vla_runtime.control.schedule import ActionSchedule, standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
-from vla_runtime.types import Command, Observation, Outcome, PolicySpec, SpecMismatch
+from vla_runtime.types import ActionChunk, Command, Observation, Outcome, PolicySpec, SpecMismatch
 
 # Of so many answers the slowest says how long the next may take.
 _REMEMBERED = 20
@@ -93,6 +93,7 @@ def run(
     next_plan = 0
     # How many rows were given to the question that is being thought about.
     given = 0
+    playing: ActionChunk | None = None
 
     with closing(thinking):
         for index in range(last_step):
@@ -144,6 +145,9 @@ def run(
                 command = limits.clamp(Command(standing(spec, observation), now, held=True))
             else:
                 command = limits.clamp(schedule.command_at(now))
+                if playing is not None and schedule.chunk is not playing:
+                    trace.seams.append(index)
+                playing = schedule.chunk
             result.clamped = limits.clamped
             trace.held += command.held
             trace.states.append(observation.state)

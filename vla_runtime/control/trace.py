@@ -17,7 +17,7 @@ class Trace:
     states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered;
     latencies and ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended
     after the next was due. delays: seconds from an observation to the tick that had its chunk, on the loop's
-    clock; late: chunks that came after more rows than the policy was told of. facts: what each chunk said of
+    clock; seams: ticks whose command came from another chunk than the one before; late: chunks that came after more rows than the policy was told of. facts: what each chunk said of
     how it was decoded.
     """
 
@@ -28,6 +28,7 @@ class Trace:
     latencies: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     late: int = 0
+    seams: list[int] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
     facts: list[Mapping[str, float]] = field(default_factory=list)
 

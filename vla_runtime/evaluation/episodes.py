@@ -22,6 +22,7 @@ from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join
 from vla_runtime.control.loop import Run, run
 from vla_runtime.control.planner import Delayed, latencies
+from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
@@ -126,6 +127,10 @@ class EpisodeRunner:
             error = f"{type(problem).__name__}: {problem}"
         wall_s = clock.now() - began
         row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen)
+        spec, trace = self._env.spec, result.trace
+        row["smoothness"] = smoothness(
+            spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period
+        )
         wanted = self._video == "all" or (self._video == "failures" and not row["success"])
         if wanted and result.steps:
             row["video"] = self._record(task, episode, result.trace)
