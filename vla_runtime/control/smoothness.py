@@ -33,9 +33,10 @@ def smoothness(
     """Figures by action group, grippers left out, in the group's units (rotations in radians) and seconds.
 
     commands [T][A] as applied, states [T][S] before each; seams: indices of ticks. step: median distance from one
-    command to the next where nothing joins (of velocities and increments, which are steps, their size); seam_jump: 95th percentile of the same at seams; seam_velocity_jump: of the
-    change of velocity there; jerk: root mean square of the third difference over all ticks; lag: by which the state of
-    the same name follows an absolute group best. None where there is nothing to measure.
+    command to the next where nothing joins (of velocities and increments, which are steps, their size); seam_jump:
+    95th percentile of the distance at seams; seam_velocity_jump: of the change of velocity there; jerk: root mean
+    square of the third difference over all ticks; lag: by which the state of the same name follows an absolute group
+    best. None where there is nothing to measure.
     """
     values, seen = np.asarray(commands, np.float64), np.asarray(states, np.float64)
     found: Figures = {}

@@ -14,11 +14,11 @@ from vla_runtime.types import Float
 class Trace:
     """The record of one episode.
 
-    states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered;
-    latencies and ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended
-    after the next was due. delays: seconds from an observation to the tick that had its chunk, on the loop's
-    clock; seams: ticks whose command came from another chunk than the one before; late: chunks that came after more rows than the policy was told of. facts: what each chunk said of
-    how it was decoded.
+    states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered; latencies and
+    ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended after the next was due.
+    delays: seconds from an observation to the tick that had its chunk, on the loop's clock; late: chunks that came
+    after more rows than the policy was told of; seams: ticks whose command came from another chunk than the one
+    before. facts: what each chunk said of how it was decoded.
     """
 
     states: list[Float] = field(default_factory=list)
