@@ -1,5 +1,8 @@
 """An environment that does not always do as it is told: wrong starts, pushes, dropped objects and missed grasps.
 
+Or one that a trained policy has driven first, as far as it may have gone astray: what an expert then shows is what
+that policy was never shown (dataset aggregation, Ross, Gordon and Bagnell 2011, arXiv 1011.0686).
+
 It wears the Env protocol around another environment, so that nothing else knows of it. What it disturbs is
 what is *executed*; a recorder on the line still sees the answer to the state, which is how demonstrations
 of coming back are made. Everything is drawn from (seed, task, episode): equal resets are disturbed equally.
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_runtime.contract import Contract, require_match
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.types import ActionSpec, Command, EnvSpec, Float, Group, Observation, Outcome, UnsupportedTask
 
@@ -40,12 +44,14 @@ class _Push:
 class Perturbed:
     """Env around `env`. wrong_start, drop, miss: chances in [0, 1] an episode; others as in configs/collect.yaml.
 
-    ValueError for a chance outside [0, 1] or a negative count.
+    lead: a policy that drives for up to `lead_steps` periods before the episode begins, instead of a wrong start.
+    ValueError for a chance outside [0, 1] or a negative count, SpecMismatch for a policy of another contract.
     """
 
     def __init__(
         self,
         env: Env,
+        lead: Policy | None = None,
         seed: int = 0,
         wrong_start: float = 0.7,
         wrong_start_steps: int = 20,
@@ -53,13 +59,19 @@ class Perturbed:
         push_steps: int = 8,
         drop: float = 0.3,
         miss: float = 0.3,
+        lead_steps: int = 120,
     ):
         for name, chance in (("wrong_start", wrong_start), ("drop", drop), ("miss", miss)):
             if not 0 <= chance <= 1:
                 raise ValueError(f"perturbation.{name}: expected a chance from 0 to 1, got {chance}")
-        for name, count in (("wrong_start_steps", wrong_start_steps), ("pushes", pushes), ("push_steps", push_steps)):
+        counts = {"wrong_start_steps": wrong_start_steps, "pushes": pushes, "push_steps": push_steps}
+        for name, count in {**counts, "lead_steps": lead_steps}.items():
             if count < 0:
                 raise ValueError(f"perturbation.{name}: expected at least 0, got {count}")
+        if lead is not None:
+            policy = Contract.of(lead.spec)
+            require_match(Contract.of(env.spec), policy, f"environment {env.spec.name}", f"policy {lead.spec.name}")
+        self._lead, self._lead_steps = lead, lead_steps
         self._env, self._seed = env, seed
         self._wrong_start, self._wrong_start_steps = wrong_start, wrong_start_steps
         self._max_pushes, self._push_steps = pushes, push_steps
@@ -88,7 +100,7 @@ class Perturbed:
         return self._env.spec
 
     def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
-        """As the environment's own, then perhaps some wrong motion; time begins at 0 after it."""
+        """As the environment's own, then perhaps some wrong motion or a policy's; time begins at 0 after it."""
         facts = dict(self._env.reset(seed, task, episode))
         generator = np.random.default_rng((self._seed, seed, task, episode))
         wrong = int(generator.integers(1, self._wrong_start_steps + 1)) if self._wrong_start_steps else 0
@@ -100,11 +112,20 @@ class Perturbed:
         miss_after, miss_for = int(generator.integers(5, 30)), int(generator.integers(3, 10))
         self._miss = (miss_after, miss_for) if generator.random() < self._miss_chance else None
         self._step = self._closed_for = self._open_for = 0
-        moved = self._move_wrongly(_Push(0, wrong, towards), int(generator.integers(2**31)))
+        mover = int(generator.integers(2**31))
+        if self._lead is None:
+            moved, led = self._move_wrongly(_Push(0, wrong, towards), mover), 0
+        else:
+            moved, led = 0, self._drive(self._lead, int(generator.integers(0, self._lead_steps + 1)), mover)
+            if self._env.outcome() is not None:
+                # There is nothing left to show.
+                self._env.reset(seed, task, episode)
+                led = 0
         self._start_time = self._env.observe().time
         self._disturbed = False
         facts["perturbation"] = {
             "wrong_start": moved,
+            "led": led,
             "pushes": [[push.start, push.steps] for push in self._pushes],
             "drop": None if self._drop is None else list(self._drop),
             "miss": None if self._miss is None else list(self._miss),
@@ -170,6 +191,21 @@ class Perturbed:
             self._env.apply(Command(values, observation.time))
             steps += 1
         policy.close()
+        return steps
+
+    def _drive(self, policy: Policy, steps: int, seed: int) -> int:
+        """Let a policy drive for `steps` periods or to the end; returns for how many it did."""
+        spec, session = self.spec, policy.begin(seed)
+        every = policy.spec.executed or policy.spec.horizon
+        cameras = [camera.name for camera in policy.spec.cameras]
+        for step in range(steps):
+            if step % every == 0:
+                observation = self._env.observe(cameras)
+                rows = session.predict([observation]).actions
+            values = spec.action.clamp(rows[step % every])[0]
+            self._env.apply(Command(values, observation.time + (step % every) * spec.period))
+            if self._env.outcome() is not None:
+                return step + 1
         return steps
 
     def _forced(self, spec: ActionSpec, values: Float) -> Float:

@@ -119,6 +119,8 @@ def _check(config: Mapping[str, Any]) -> None:
     for key in ("image_stride", "workers"):
         if config[key] < 1:
             raise BadArguments(f"{key}: expected at least 1, got {config[key]}")
+    if config["lead"]["folder"] is not None and not config["recover"]:
+        raise BadArguments("lead.folder: expected recover=true, got false; nothing would begin where the policy went")
     if config["episodes"] is not None and config["episodes"] < 1:
         raise BadArguments(f"episodes: expected at least 1, got {config['episodes']}")
     for key, known in (("images", schema.IMAGES), ("style", ("uni", "multi"))):

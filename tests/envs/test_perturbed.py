@@ -216,3 +216,61 @@ def test_an_environment_without_expert_has_no_wrong_start():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Perturbed(Reach(size=8), **arguments)
+
+
+class Straying:
+    """A policy that drives both joints one way."""
+
+    def __init__(self, env, value=0.6):
+        spec = env.spec
+        self.spec = PolicySpec("straying", (), spec.state, spec.action, spec.period, 8, executed=4)
+        self.value, self.asked = value, 0
+
+    def begin(self, seed):
+        return self
+
+    def predict(self, observations, committed=None, deadline=None):
+        self.asked += 1
+        time = observations[-1].time
+        return ActionChunk(np.full((8, 2), self.value, np.float32), time, self.spec.period, time)
+
+    def close(self): ...
+
+
+def test_an_episode_begins_where_a_policy_went_and_the_expert_shows_the_way_back():
+    raw = Reach(size=8)
+    lead = Straying(raw)
+    env = Perturbed(raw, lead, pushes=0, drop=0.0, miss=0.0, lead_steps=30)
+    led, starts = [], []
+    for episode in range(8):
+        facts, states, _, outcome = play(env, episode)
+        led.append(facts["perturbation"]["led"])
+        assert facts["perturbation"]["wrong_start"] == 0
+        plain = Reach(size=8)
+        plain.reset(10_000, 0, episode)
+        starts.append(np.abs(states[0] - plain.observe().state).max())
+        assert outcome.success
+        env.reset(10_000, 0, episode)
+        assert env.observe().time == 0
+    assert len(set(led)) > 3
+    assert max(led) <= 30
+    assert all((far > 0.01) == (steps > 0) for far, steps in zip(starts, led, strict=True))
+    assert lead.asked == 2 * sum(-(-steps // 4) for steps in led)
+    again = Perturbed(Reach(size=8), Straying(raw), pushes=0, drop=0.0, miss=0.0, lead_steps=30)
+    assert np.array_equal(play(env, 3)[1], play(again, 3)[1])
+
+
+def test_a_policy_that_is_done_before_the_episode_begins_leaves_it_as_it_was():
+    raw = Reach(size=8)
+    env = Perturbed(raw, raw.expert(0), pushes=0, drop=0.0, miss=0.0, lead_steps=5000)
+    facts, states, _, outcome = play(env, 1)
+    plain = Reach(size=8)
+    plain.reset(10_000, 0, 1)
+    assert facts["perturbation"]["led"] == 0
+    np.testing.assert_array_equal(states[0], plain.observe().state)
+    assert outcome.success
+
+
+def test_a_policy_of_another_contract_cannot_lead():
+    with pytest.raises(ValueError, match="policy straying"):
+        Perturbed(Reach(size=8), Straying(Reach(control="absolute", size=8)))

@@ -94,7 +94,8 @@ class Attempter:
     def __init__(self, config: Mapping[str, Any], parts: Path):
         self._config, self._parts = config, parts
         self.env = build_env(config["env"])
-        self._world: Env = build(config["perturbation"], self.env) if config["recover"] else self.env
+        lead = build(config["lead"]) if config["lead"]["folder"] is not None else None
+        self._world: Env = build(config["perturbation"], self.env, lead) if config["recover"] else self.env
         self._both: BothControls | None = getattr(self.env, "both_controls", None)
         self._actions = action_specs(self.env)
         self._parent = os.getppid()
