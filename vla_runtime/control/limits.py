@@ -1,30 +1,205 @@
-"""The last look before a command leaves: every value finite and inside the range its spec states."""
+"""The last look before a command leaves: finite, inside the range, and no faster than a robot may be asked to move.
+
+Range is always kept. What a robot's side states beside it (speed, acceleration, workspace of a group of dimensions) is
+watched at one of three levels: warn lets a command through and says so, clamp brings it inside, stop ends the run.
+Grippers are exempt: open and closed have nothing between. It knows specs and commands.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vla_runtime.types import ActionSpec, Command, Float
+from vla_runtime.control.joins import ROTATIONS
+from vla_runtime.types import ActionSpec, Command, Float, Group
+
+Array = NDArray[np.float64]
+
+LEVELS = ("warn", "clamp", "stop")
+_log = logging.getLogger(__name__)
+
+
+class LimitExceeded(RuntimeError):
+    """A command broke a limit at level stop: which group, which limit, by how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """What a group of dimensions may do. None: no limit.
+
+    speed: of the group as a whole, units (radians for rotations) per second; acceleration: per second squared;
+    low, high: a workspace inside the range, one number a dimension. ValueError for a limit that is not above 0.
+    """
+
+    speed: float | None = None
+    acceleration: float | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "acceleration"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"limits.{name}: expected more than 0, got {value}")
 
 
 class Limits:
-    """Clamps commands to the ActionSpec's range and counts what it had to change."""
+    """Watches the commands of one run.
 
-    def __init__(self, spec: ActionSpec):
-        self._spec = spec
+    spec: whose range holds. period: seconds between commands. groups: limits by the name of a group. level: warn, clamp
+    or stop. `clamped` counts commands that were changed, `events` what was broken, by "group limit". ValueError for a
+    group that is not there, is binary, or has no such limit, and for an unknown level.
+    """
+
+    def __init__(
+        self,
+        spec: ActionSpec,
+        period: float = 1.0,
+        groups: Mapping[str, GroupLimits | Mapping[str, Any]] | None = None,
+        level: str = "clamp",
+    ):
+        if level not in LEVELS:
+            raise ValueError(f"limits.level: expected one of {', '.join(LEVELS)}, got {level!r}")
+        self._spec, self._period, self._level = spec, period, level
+        self._groups = [_Watch(spec, name, limits, period) for name, limits in (groups or {}).items()]
         self.clamped = 0
+        self.events: Counter[str] = Counter()
 
     def inside(self, rows_TA: Float) -> Float:
-        """Rows [T, A] as they would be sent; nothing is counted."""
+        """Rows [T, A] inside the range; nothing is counted."""
         return np.stack([self._spec.clamp(row)[0] for row in rows_TA])
 
     def clamp(self, command: Command) -> Command:
-        """The command, inside the range; SpecMismatch naming the dimension for a value that is not finite."""
+        """The command as it may be sent. SpecMismatch naming the dimension for a value that is not finite,
+        LimitExceeded at level stop.
+        """
         self._spec.validate(command.values)
         values, moved = self._spec.clamp(command.values)
-        if not moved:
+        if moved:
+            self.events["range"] += 1
+        for watch in self._groups:
+            values = self._watched(watch, values, command.due)
+        for watch in self._groups:
+            watch.sent(values)
+        if np.array_equal(values, command.values):
             return command
         self.clamped += 1
         return replace(command, values=values)
+
+    def forget(self) -> None:
+        """Motion begins anew, from wherever the robot is: what was sent before says nothing of what may follow."""
+        for watch in self._groups:
+            watch.forget()
+
+    def _watched(self, watch: _Watch, values: Float, due: float) -> Float:
+        allowed, broken = watch.allowed(values)
+        for limit, asked in broken.items():
+            said, most = f"{watch.name} {limit}", watch.bound(limit)
+            message = f"limits: at {due:.3f} s {watch.name}: expected {limit} at most {most}, got {asked:.4g}"
+            if self._level == "stop":
+                raise LimitExceeded(message)
+            if not self.events[said]:
+                _log.warning("%s; %s", message, "sent all the same" if self._level == "warn" else "brought inside")
+            self.events[said] += 1
+        return values if self._level == "warn" else allowed
+
+
+class _Watch:
+    """One group: where it was told to go last, and how fast."""
+
+    def __init__(self, spec: ActionSpec, name: str, limits: GroupLimits | Mapping[str, Any], period: float):
+        self.name, self._period = name, period
+        self._group: Group = spec.group(name)
+        self._part = spec.slices[name]
+        self._limits = limits if isinstance(limits, GroupLimits) else GroupLimits(**limits)
+        if self._group.kind == "binary":
+            raise ValueError(f"limits of {name!r}: expected a group that moves, got a binary one, which is exempt")
+        if self._group.kind == "delta" and self._limits.acceleration is not None:
+            raise ValueError(f"limits of {name!r}: expected no acceleration, got one for increments to a measured pose")
+        for bound in (self._limits.low, self._limits.high):
+            if bound is not None and (len(bound) != self._group.size or self._group.rotation is not None):
+                raise ValueError(
+                    f"limits of {name!r}: expected a workspace of {self._group.size} numbers for a group that is no "
+                    f"rotation, got {bound}"
+                )
+        self.forget()
+
+    def forget(self) -> None:
+        self._last: Array | None = None
+        self._speed: Array | None = None
+
+    def bound(self, limit: str) -> Any:
+        if limit == "workspace":
+            return (self._limits.low, self._limits.high)
+        return getattr(self._limits, limit)
+
+    def allowed(self, values: Float) -> tuple[Float, dict[str, float]]:
+        """The nearest that is allowed, and which limits were broken, with what was asked for."""
+        broken: dict[str, float] = {}
+        goal = np.array(values[self._part], np.float64)
+        low = -np.inf if self._limits.low is None else np.array(self._limits.low)
+        high = np.inf if self._limits.high is None else np.array(self._limits.high)
+        inside = np.clip(goal, low, high)
+        if not np.array_equal(inside, goal):
+            broken["workspace"] = float(np.abs(goal - inside).max())
+            goal = inside
+        speed = self._speed_to(goal)
+        if speed is None:
+            return _with(values, self._part, goal), broken
+        wanted = speed
+        if self._limits.acceleration is not None and self._speed is not None:
+            change = wanted - self._speed
+            most = self._limits.acceleration * self._period
+            if (asked := float(np.linalg.norm(change))) > most * (1 + 1e-9):
+                broken["acceleration"] = asked / self._period
+                wanted = self._speed + change * (most / asked)
+        fastest = self._limits.speed
+        if fastest is not None and (asked := float(np.linalg.norm(wanted))) > fastest * (1 + 1e-9):
+            broken["speed"] = asked
+            wanted = wanted * (fastest / asked)
+        if wanted is speed:
+            return _with(values, self._part, goal), broken
+        # Braking within the acceleration may lead out of the workspace: a wall is a wall.
+        return _with(values, self._part, np.clip(self._towards(wanted), low, high)), broken
+
+    def sent(self, values: Float) -> None:
+        """Remember what was sent."""
+        goal = np.array(values[self._part], np.float64)
+        self._speed, self._last = self._speed_to(goal), goal
+
+    def _speed_to(self, goal: Array) -> Array | None:
+        """Units per second that a value asks for; None before anything was sent."""
+        if self._group.kind == "velocity":
+            return goal
+        if self._group.kind == "delta":
+            return goal / self._period
+        if self._last is None:
+            return None
+        if self._group.rotation is None:
+            return (goal - self._last) / self._period
+        decode, _ = ROTATIONS[self._group.rotation]
+        return np.asarray(ROTATIONS["axis_angle"][1](decode(goal) @ decode(self._last).T)) / self._period
+
+    def _towards(self, speed: Array) -> Array:
+        """The value that asks for a speed."""
+        if self._group.kind == "velocity":
+            return speed
+        if self._group.kind == "delta":
+            return speed * self._period
+        assert self._last is not None
+        if self._group.rotation is None:
+            return self._last + speed * self._period
+        decode, encode = ROTATIONS[self._group.rotation]
+        return np.asarray(encode(ROTATIONS["axis_angle"][0](speed * self._period) @ decode(self._last)))
+
+
+def _with(values: Float, part: slice, goal: Array) -> Float:
+    found = values.copy()
+    found[part] = goal
+    return found

@@ -1,0 +1,116 @@
+"""No command leaves outside its limits, whatever is asked for; grippers and good commands are left alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vla_runtime.control.limits import GroupLimits, LimitExceeded, Limits
+from vla_runtime.transforms import (
+    axis_angle_from_matrix,
+    matrix_from_axis_angle,
+    matrix_from_rot6d,
+    rot6d_from_matrix,
+)
+from vla_runtime.types import ActionSpec, Command, Group
+
+PERIOD = 0.05
+
+
+def group(name, kind, size, **options):
+    return Group(name, tuple(f"{name}{i}" for i in range(size)), kind, "m", (-1.0,) * size, (1.0,) * size, **options)
+
+
+ARM = ActionSpec((
+    group("position", "absolute", 3), group("rotation", "absolute", 6, rotation="rot6d"),
+    group("gripper", "binary", 1, open=-1.0, close=1.0),
+))  # fmt: skip
+LIMITS = {"position": {"speed": 0.5, "acceleration": 4.0, "low": (-0.5,) * 3, "high": (0.5,) * 3},
+          "rotation": {"speed": 1.0}}  # fmt: skip
+
+
+def command(position=(0, 0, 0), turn=(0, 0, 0), gripper=-1.0, due=0.0):
+    values = np.concatenate([position, rot6d_from_matrix(matrix_from_axis_angle(turn)), [gripper]])
+    return Command(values.astype(np.float32), due)
+
+
+numbers, angles = st.floats(-1, 1, width=32), st.floats(-3, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(*[numbers] * 3, *[angles] * 3, st.sampled_from([-1.0, 1.0])), min_size=2, max_size=30))
+def test_whatever_is_asked_for_speed_and_workspace_hold(asked):
+    limits = Limits(ARM, PERIOD, LIMITS)
+    sent = [limits.clamp(command(one[:3], one[3:6], one[6], k * PERIOD)).values for k, one in enumerate(asked)]
+    positions = np.array([one[:3] for one in sent], np.float64)
+    assert np.abs(positions).max() <= 0.5 + 1e-6
+    assert np.linalg.norm(np.diff(positions, axis=0), axis=1).max() <= 0.5 * PERIOD * (1 + 1e-4) + 1e-6
+    turns = [matrix_from_rot6d(one[3:9]) for one in sent]
+    for before, after in pairwise(turns):
+        assert np.linalg.norm(axis_angle_from_matrix(after @ before.T)) <= 1.0 * PERIOD + 1e-4
+    assert [one[9] for one in sent] == [one[6] for one in asked]
+
+
+def test_acceleration_is_kept_where_there_is_room():
+    limits = Limits(ARM, PERIOD, {"position": GroupLimits(acceleration=2.0)})
+    sent = np.array([limits.clamp(command((0.4 * (k > 2), 0, 0))).values[0] for k in range(20)], np.float64)
+    speeds = np.diff(sent) / PERIOD
+    assert np.abs(np.diff(speeds)).max() <= 2.0 * PERIOD + 1e-4
+    assert limits.events["position acceleration"] > 0
+
+
+def test_good_commands_pass_as_they_are():
+    limits = Limits(ARM, PERIOD, LIMITS)
+    for k in range(10):
+        one = command((0.01 * k, 0, 0), (0, 0, 0.02 * k), due=k * PERIOD)
+        assert limits.clamp(one) is one
+    assert not limits.events
+    assert limits.clamped == 0
+
+
+def test_warn_lets_through_stop_ends_and_both_say_why(caplog):
+    warn, stop = (Limits(ARM, PERIOD, LIMITS, level) for level in ("warn", "stop"))
+    for limits in (warn, stop):
+        limits.clamp(command())
+    far = command((0.4, 0, 0), due=0.05)
+    assert warn.clamp(far) is far
+    assert warn.events == {"position speed": 1}
+    assert "sent all the same" in caplog.text
+    with pytest.raises(LimitExceeded, match=r"at 0\.050 s position: expected speed at most 0\.5, got 8"):
+        stop.clamp(far)
+
+
+def test_after_a_break_motion_begins_anew():
+    limits = Limits(ARM, PERIOD, {"position": {"speed": 0.1}})
+    limits.clamp(command())
+    limits.forget()
+    far = command((0.4, 0, 0))
+    assert limits.clamp(far) is far
+
+
+def test_velocities_are_speeds_and_range_is_always_kept():
+    spec = ActionSpec((group("joint", "velocity", 2),))
+    limits = Limits(spec, PERIOD, {"joint": {"speed": 0.5, "acceleration": 4.0}})
+    sent = [limits.clamp(Command(np.array([3.0, 0], np.float32), 0)).values[0] for _ in range(4)]
+    np.testing.assert_allclose(sent, [0.5, 0.5, 0.5, 0.5], atol=1e-6)
+    assert limits.events["range"] == 4
+
+
+@pytest.mark.parametrize(
+    ("groups", "level", "message"),
+    [
+        ({"gripper": {"speed": 1}}, "clamp", "a binary one, which is exempt"),
+        ({"wheels": {"speed": 1}}, "clamp", "got 'wheels'"),
+        ({"position": {"speed": 0}}, "clamp", "limits.speed: expected more than 0"),
+        ({"position": {"low": (0, 0)}}, "clamp", "expected a workspace of 3 numbers"),
+        ({"rotation": {"low": (0,) * 6}}, "clamp", "for a group that is no rotation"),
+        ({}, "shout", "limits.level: expected one of warn, clamp, stop"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(groups, level, message):
+    with pytest.raises(ValueError, match=message):
+        Limits(ARM, PERIOD, groups, level)
