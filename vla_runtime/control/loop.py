@@ -17,6 +17,7 @@ from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.joins import Join
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.planner import InStep, Planner
+from vla_runtime.control.safety import Safety
 from vla_runtime.control.schedule import ActionSchedule, standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
@@ -61,6 +62,7 @@ def run(
     planner: Callable[[Session, Clock], Planner] = InStep,
     prefix: bool = False,
     join: Join | None = None,
+    safety: Safety | None = None,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
 
@@ -69,7 +71,8 @@ def run(
     survives an exception. wall: times planning and ticks; the machine's clock unless given. planner: made of the
     session and `wall`; `InStep` unless given. prefix: tell the policy which rows will be executed anyhow while it
     thinks, and execute them: as many as the slowest of the last answers took. Until the first chunk is there the
-    robot stands. join: what is executed where chunks overlap; the newest alone unless given.
+    robot stands. join: what is executed where chunks overlap; the newest alone unless given. safety: asked at every
+    tick; where it forbids motion the robot stands, and when it allows it again everything begins anew.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
     spec = env.spec
@@ -127,6 +130,8 @@ def run(
                 outside += wall.now() - asked
                 next_plan = index + replan
             chunk = thinking.take(now)
+            if chunk is not None and safety is not None and chunk.observed < safety.since:
+                chunk = None
             if chunk is not None:
                 trace.latencies.append(thinking.seconds)
                 trace.delays.append(now - chunk.observed)
@@ -141,6 +146,11 @@ def run(
                 trace.late += prefix and schedule.chunk is not None and passed > given
                 schedule.splice(chunk, now, chunk.observed + given * spec.period)
 
+            allowed = safety is None or safety.check(now, observation.time, schedule.committed(now, 1) is not None)
+            if not allowed:
+                # Nothing of now is used later: the next question is asked when motion is allowed again.
+                schedule, playing, next_plan = ActionSchedule(spec.action, spec.period, join), None, index + 1
+                limits.forget()
             if schedule.chunk is None:
                 command = limits.clamp(Command(standing(spec, observation), now, held=True))
             else:

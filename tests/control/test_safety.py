@@ -1,0 +1,125 @@
+"""Stops that latch, hands that take over, and that nothing stale survives either."""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import numpy as np
+import pytest
+from numbered import PERIOD, Numbered, Recording
+
+from vla_runtime.control.clock import VirtualClock
+from vla_runtime.control.loop import run
+from vla_runtime.control.planner import Delayed
+from vla_runtime.control.safety import Safety, Timeouts
+
+
+def driven(told, steps=40, timeouts=None, delay=0.0):
+    """A run to whose safety things are told: {tick: function of (safety, now)}; commands, safety, policy."""
+    env, safety = Recording(), Safety(timeouts or Timeouts())
+    policy = Numbered(env)
+    env.reset(0, 0, 0)
+
+    def on_tick(tick):
+        if tick.index + 1 in told:
+            told[tick.index + 1](safety, (tick.index + 1) * PERIOD)
+
+    run(
+        env, policy, policy.spec, VirtualClock(), replan=4, max_steps=steps, on_tick=on_tick, safety=safety,
+        planner=lambda session, wall: Delayed(session, wall, repeat(delay)),
+    )  # fmt: skip
+    return env.applied, safety, policy
+
+
+def held(applied):
+    return [index for index, one in enumerate(applied) if one.held]
+
+
+def test_without_events_nothing_changes():
+    applied, safety, _ = driven({})
+    assert not held(applied)
+    assert not safety.events
+
+
+def test_a_stop_latches_until_it_is_reset_and_motion_begins_anew():
+    applied, safety, policy = driven({
+        10: lambda safety, now: safety.stop(now, "red button"),
+        13: lambda safety, now: safety.stop(now, "again"),
+        20: lambda safety, now: safety.reset(now),
+    })  # fmt: skip
+    assert held(applied) == list(range(10, 20))
+    assert [(event.what, event.reason) for event in safety.events] == [("stopped", "red button"), ("reset", "")]
+    # The first command after the reset is the first row of a plan that saw the world then.
+    assert round(float(applied[20].values[1]) * 100) == 0
+    assert any(time == pytest.approx(20 * PERIOD) for time, _ in policy.asked)
+    assert safety.stopped is None
+
+
+def test_an_answer_to_an_older_question_is_never_acted_upon():
+    applied, safety, policy = driven({
+        9: lambda safety, now: safety.stop(now, "red button"),
+        10: lambda safety, now: safety.reset(now),
+    }, delay=0.2)  # fmt: skip
+    # Asked at tick 8, answered at tick 12: the stop lies between.
+    again = [index for index in held(applied) if index >= 9]
+    first = max(again) + 1
+    plan = round(float(applied[first].values[0]) * 100)
+    assert policy.asked[plan][0] >= safety.since - 1e-9
+    assert first >= 14  # asked at 10 at the earliest, and 0.2 s later
+
+
+def test_takeover_and_return():
+    applied, safety, _ = driven({
+        8: lambda safety, now: safety.take_over(now),
+        15: lambda safety, now: safety.give_back(now),
+    })  # fmt: skip
+    assert held(applied) == list(range(8, 15))
+    assert [event.what for event in safety.events] == ["taken over", "given back"]
+    assert round(float(applied[15].values[1]) * 100) == 0
+    # A robot that is held still on a velocity interface is told zero, never a pose.
+    assert all((applied[index].values == 0).all() for index in held(applied))
+
+
+def test_a_lost_heartbeat_stops_and_must_be_back_before_a_reset():
+    def reset(safety, now):
+        with pytest.raises(RuntimeError, match=r"expected a heartbeat within 0\.2 s"):
+            safety.reset(now)
+        safety.beat(now)
+        safety.reset(now)
+
+    beats = {tick: (lambda safety, now: safety.beat(now)) for tick in range(1, 11)}
+    applied, safety, _ = driven({**beats, 25: reset}, steps=28, timeouts=Timeouts(heartbeat=0.2))
+    assert held(applied) == list(range(15, 25))
+    assert "heartbeat: expected one within 0.2 s" in safety.events[0].reason
+
+
+def test_too_long_without_a_plan_stops():
+    applied, safety, _ = driven({}, timeouts=Timeouts(plan=0.5), delay=2.0)
+    assert safety.stopped is not None
+    assert safety.stopped.startswith("plan: expected one within 0.5 s")
+    assert held(applied) == list(range(40))
+    assert safety.events[0].time == pytest.approx(0.55)
+
+
+def test_an_observation_that_has_grown_old_stops():
+    safety = Safety(Timeouts(observation=0.1))
+    assert safety.check(1.0, 0.95, True)
+    assert not safety.check(1.2, 0.95, True)
+    assert not safety.check(1.25, 1.25, True)  # it latches
+    safety.reset(1.3)
+    assert safety.check(1.3, 1.3, True)
+
+
+def test_what_makes_no_sense_is_refused():
+    safety = Safety()
+    with pytest.raises(RuntimeError, match="expected a stopped robot"):
+        safety.reset(0.0)
+    with pytest.raises(RuntimeError, match="expected a robot that was taken over"):
+        safety.give_back(0.0)
+    with pytest.raises(ValueError, match=r"safety\.plan: expected more than 0 seconds"):
+        Timeouts(plan=0.0)
+
+
+def test_commands_stay_in_range_throughout():
+    applied, *_ = driven({5: lambda safety, now: safety.stop(now, "x"), 9: lambda safety, now: safety.reset(now)})
+    assert np.isfinite([one.values for one in applied]).all()
