@@ -63,6 +63,12 @@ def test_acceleration_is_kept_where_there_is_room():
     assert limits.events["position acceleration"] > 0
 
 
+def test_braking_never_leads_out_of_the_range():
+    limits = Limits(ARM, PERIOD, {"position": {"acceleration": 2.0}})
+    sent = [limits.clamp(command((min(0.2 * k, 1.0), 0, 0))).values[0] for k in range(12)]
+    assert max(sent) <= 1
+
+
 def test_good_commands_pass_as_they_are():
     limits = Limits(ARM, PERIOD, LIMITS)
     for k in range(10):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from itertools import chain, islice, repeat
 
 import numpy as np
@@ -16,6 +17,7 @@ from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside, Delayed, InStep, latencies
 from vla_runtime.control.schedule import standing
+from vla_runtime.types import ActionSpec, EnvSpec, Group, Observation, StateSpec
 
 
 def played(delays, steps=40, replan=4, prefix=False, **sizes):
@@ -218,3 +220,27 @@ def test_a_policy_that_hangs_for_ever_does_not_keep_the_loop(caplog):
     assert result.steps == 25
     assert result.trace.held >= 8  # the only plan ran out
     assert "its thread is left" in caplog.text
+
+
+def test_observations_a_little_late_do_not_shift_the_rows():
+    class Late(Recording):
+        def observe(self, cameras=()):
+            seen = super().observe(cameras)
+            return replace(seen, time=seen.time + 0.0002)
+
+    env = Late()
+    policy = Numbered(env, horizon=4)
+    env.reset(0, 0, 0)
+    run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=12)
+    assert not any(one.held for one in env.applied)
+    assert [round(float(one.values[1]) * 100) for one in env.applied] == [0, 1, 2, 3] * 3
+
+
+def test_a_standing_robot_keeps_its_place_and_its_grip():
+    position = Group("hand", ("x",), "absolute", "m", (-1.0,), (1.0,))
+    grip = Group("grip", ("g",), "binary", "1", (-1.0,), (1.0,), open=-1.0, close=1.0)
+    state = StateSpec((Group("hand", ("x",), "measured", "m", (-1.0,), (1.0,)),))
+    spec = EnvSpec("hand", (), state, ActionSpec((position, grip)), PERIOD, ("hold",), 100)
+    seen = Observation(np.array([0.5], np.float32), {}, "hold", 0.0)
+    np.testing.assert_array_equal(standing(spec, seen), np.array([0.5, -1], np.float32))
+    np.testing.assert_array_equal(standing(spec, seen, np.array([0.1, 1], np.float32)), np.array([0.5, 1], np.float32))

@@ -123,3 +123,41 @@ def test_what_makes_no_sense_is_refused():
 def test_commands_stay_in_range_throughout():
     applied, *_ = driven({5: lambda safety, now: safety.stop(now, "x"), 9: lambda safety, now: safety.reset(now)})
     assert np.isfinite([one.values for one in applied]).all()
+
+
+def test_a_stop_that_comes_and_goes_between_two_ticks_is_a_stop():
+    def both(safety, now):
+        safety.stop(now - 0.03, "red button")
+        safety.reset(now - 0.01)
+
+    applied, _, policy = driven({10: both})
+    assert round(float(applied[10].values[1]) * 100) == 0
+    assert any(time == pytest.approx(10 * PERIOD) for time, _ in policy.asked)
+
+
+def test_a_safety_that_outlives_a_run_keeps_its_latch_and_forgets_its_times():
+    told = {10: lambda safety, now: safety.stop(now, "x"), 20: lambda safety, now: safety.reset(now)}
+    _, safety, _ = driven(told)
+    env = Recording()
+    policy = Numbered(env)
+    for stopped in (False, True):
+        if stopped:
+            safety.stop(0.0, "latched")
+        env.reset(0, 0, 0)
+        run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=10, safety=safety)
+        assert held(env.applied) == (list(range(10)) if stopped else [])
+
+
+def test_how_long_answers_took_before_a_stop_says_nothing_of_later():
+    told = {16: lambda safety, now: safety.stop(now, "x"), 20: lambda safety, now: safety.reset(now)}
+    env, safety = Recording(), Safety()
+    policy = Numbered(env)
+    env.reset(0, 0, 0)
+    delays = iter([0.4, *[0.05] * 50])
+    run(
+        env, policy, policy.spec, VirtualClock(), replan=4, max_steps=40, safety=safety, prefix=True,
+        on_tick=lambda tick: told.get(tick.index + 1, lambda *_: None)(safety, (tick.index + 1) * PERIOD),
+        planner=lambda session, wall: Delayed(session, wall, delays),
+    )  # fmt: skip
+    after = [rows for time, rows in policy.asked if time > 1.0 + 1e-9]
+    assert all(rows is None or len(rows) <= 1 for rows in after)

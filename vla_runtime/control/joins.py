@@ -143,7 +143,7 @@ class Mean:
             part = self._spec.slices[group.name]
             if group.kind == "binary":
                 continue
-            if group.rotation is None:
+            if group.rotation is None or group.kind != "absolute":
                 found[part] = weights @ rows_NA[:, part]
                 continue
             decode, encode = ROTATIONS[group.rotation]

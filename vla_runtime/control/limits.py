@@ -85,6 +85,8 @@ class Limits:
             self.events["range"] += 1
         for watch in self._groups:
             values = self._watched(watch, values, command.due)
+        # Braking within an acceleration may lead beyond the range: a wall is a wall.
+        values = self._spec.clamp(values)[0]
         for watch in self._groups:
             watch.sent(values)
         if np.array_equal(values, command.values):

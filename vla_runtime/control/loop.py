@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.joins import Join
@@ -21,7 +21,7 @@ from vla_runtime.control.safety import Safety
 from vla_runtime.control.schedule import ActionSchedule, standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
-from vla_runtime.types import ActionChunk, Command, Observation, Outcome, PolicySpec, SpecMismatch
+from vla_runtime.types import ActionChunk, Command, Float, Observation, Outcome, PolicySpec, SpecMismatch
 
 # Of so many answers the slowest says how long the next may take.
 _REMEMBERED = 20
@@ -94,9 +94,13 @@ def run(
     # The environment says what time it is when the loop begins; deadlines are the clock's.
     start, first = clock.now(), 0.0
     next_plan = 0
-    # How many rows were given to the question that is being thought about.
-    given = 0
+    # Of the question that is being thought about: when it was asked, how many rows it was given, holds before it.
+    asked_at, given, held_before = 0.0, 0, 0
+    # How long the last answers took; begun anew with the motion.
+    waits: deque[float] = deque(maxlen=_REMEMBERED)
     playing: ActionChunk | None = None
+    stand: Float | None = None
+    moves_since = -math.inf
 
     with closing(thinking):
         for index in range(last_step):
@@ -119,22 +123,37 @@ def run(
                 )
             history.append(observation)
 
+            allowed = True
+            if safety is not None:
+                if index == 0:
+                    safety.begin(now)
+                allowed = safety.check(now, observation.time, schedule.committed(now, 1) is not None)
+                if not allowed or safety.since != moves_since:
+                    # Also where a stop came and went between two ticks: nothing of before is used.
+                    moves_since, next_plan = safety.since, index + (not allowed)
+                    schedule, playing = ActionSchedule(spec.action, spec.period, join), None
+                    limits.forget()
+                    waits.clear()
+
             if index == next_plan and thinking.busy:
                 next_plan += 1
             elif index == next_plan:
                 seen = [history[max(len(history) - 1 + offset, 0)] for offset in offsets]
-                committed = schedule.committed(now, _expected_rows(trace, spec.period, policy)) if prefix else None
-                given = 0 if committed is None else len(committed)
+                committed = schedule.committed(now, _expected_rows(waits, spec.period, policy)) if prefix else None
+                asked_at, given, held_before = now, 0 if committed is None else len(committed), trace.held
                 asked = wall.now()
                 thinking.ask(seen, committed if committed is None else limits.inside(committed))
                 outside += wall.now() - asked
                 next_plan = index + replan
             chunk = thinking.take(now)
-            if chunk is not None and safety is not None and chunk.observed < safety.since:
+            if chunk is not None and (not allowed or asked_at < moves_since):
                 chunk = None
             if chunk is not None:
+                # Observations are a little older than the tick that asks; rows are played from tick to tick.
+                chunk = replace(chunk, start=chunk.start + asked_at - chunk.observed, observed=asked_at)
                 trace.latencies.append(thinking.seconds)
-                trace.delays.append(now - chunk.observed)
+                trace.delays.append(now - asked_at)
+                waits.append(now - asked_at)
                 trace.facts.append(chunk.facts)
                 result.plans += 1
                 if len(chunk.actions) < replan:
@@ -142,18 +161,17 @@ def run(
                         f"chunk: expected at least loop.replan = {replan} rows, got {len(chunk.actions)}"
                     )
                 # More rows have passed than the policy was told of: it planned from another place.
-                passed = round((now - chunk.observed) / spec.period)
+                passed = round((now - asked_at) / spec.period) - (trace.held - held_before)
                 trace.late += prefix and schedule.chunk is not None and passed > given
                 schedule.splice(chunk, now, chunk.observed + given * spec.period)
 
-            allowed = safety is None or safety.check(now, observation.time, schedule.committed(now, 1) is not None)
-            if not allowed:
-                # Nothing of now is used later: the next question is asked when motion is allowed again.
-                schedule, playing, next_plan = ActionSchedule(spec.action, spec.period, join), None, index + 1
-                limits.forget()
             if schedule.chunk is None:
-                command = limits.clamp(Command(standing(spec, observation), now, held=True))
+                # Once: a robot that is told where it is sinks with every look. A hand that moves it moves the place.
+                if stand is None or (safety is not None and safety.human):
+                    stand = standing(spec, observation, trace.commands[-1] if trace.commands else None)
+                command = limits.clamp(Command(stand, now, held=True))
             else:
+                stand = None
                 command = limits.clamp(schedule.command_at(now))
                 if playing is not None and schedule.chunk is not playing:
                     trace.seams.append(index)
@@ -183,7 +201,7 @@ def run(
     return result
 
 
-def _expected_rows(trace: Trace, period: float, policy: PolicySpec) -> int:
-    """How many rows will pass before the next answer is there: as in the slowest of the last twenty, rounded up."""
-    slowest = max(trace.delays[-_REMEMBERED:], default=0.0)
+def _expected_rows(waits: Iterable[float], period: float, policy: PolicySpec) -> int:
+    """How many rows will pass before the next answer is there: as in the slowest of the last, rounded up."""
+    slowest = max(waits, default=0.0)
     return min(math.ceil(slowest / period - 1e-3), policy.max_committed)

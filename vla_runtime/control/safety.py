@@ -56,6 +56,16 @@ class Safety:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
+    def human(self) -> bool:
+        """Whether a human moves the robot."""
+        return self._human
+
+    def begin(self, now: float) -> None:
+        """A run begins, on its own time: a stop and a human's hand last, what was heard and seen before does not."""
+        with self._lock:
+            self.since, self._beat, self._covered = -float("inf"), None, None
+
+    @property
     def stopped(self) -> str | None:
         """Why the robot is stopped, None while it is not."""
         return self._stopped

@@ -112,10 +112,11 @@ class ActionSchedule:
             )
 
 
-def standing(env: EnvSpec, observation: Observation) -> Float:
-    """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion, grippers open.
+def standing(env: EnvSpec, observation: Observation, last: Float | None = None) -> Float:
+    """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion.
 
-    SpecMismatch for an absolute group without a group of the same name and rotation in the state.
+    last: the action before, whose grippers stay as they were told; without one they are open. SpecMismatch for an
+    absolute group without a group of the same name and rotation in the state.
     """
     action = np.zeros(env.action.size, np.float32)
     for group in env.action.groups:
@@ -128,6 +129,8 @@ def standing(env: EnvSpec, observation: Observation) -> Float:
                     f"got {list(env.state.slices)}"
                 )
             action[part] = observation.state[env.state.slices[group.name]]
+        elif group.kind == "binary" and last is not None:
+            action[part] = last[part]
         elif group.kind == "binary" and group.open is not None:
             action[part] = group.open
     return action
