@@ -235,15 +235,14 @@ class Frame:
 class Judgement:
     """A way to decode, on F observations it was not made from, each with N noises.
 
-    deviation: float64 [F, N], mean absolute difference of the rows to those of the plain decode with the same noise,
-    in [-1, 1]; expert_error: the same to the recorded chunk; square: [F, N], mean squared difference to plain.
-    seconds: of single decodes of the first frames, the encoding of the observation not among them. gap: [F, N], how
-    much less alike than in calibration reused outputs were to new ones; empty where nothing is reused.
+    deviation: float64 [F, N], mean absolute difference of the rows to those of the full decode with the same noise,
+    in [-1, 1]; expert_error: the same to the recorded chunk. seconds: of single decodes of the first frames, the
+    encoding of the observation not among them. gap: [F, N], how much less alike than in calibration reused outputs
+    were to new ones; empty where nothing is reused.
     """
 
     deviation: Array
     expert_error: Array
-    square: Array
     seconds: Array
     gap: Array
 
@@ -358,7 +357,7 @@ def judge(
     plain = known["plain"]
     if any(way.warm for way in known.values()) and any(frame.before is None for frame in frames):
         raise ValueError("calibrate: expected an observation before every frame for a warm start, got one without")
-    figures: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in [*known, OTHER_NOISE]}
+    figures: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in [*known, OTHER_NOISE]}
     seconds: dict[str, list[float]] = {name: [] for name in known}
     gaps: dict[str, list[list[float]]] = {name: [] for name in known}
     backbone: Any = policy.backbone
@@ -391,13 +390,11 @@ def judge(
         for name, chunk in chunks.items():
             apart = chunk - chunks[(references or {}).get(name, "plain")]
             error = (chunk - wanted).abs().mean((1, 2))
-            figures[name].append((apart.abs().mean((1, 2)), error, apart.square().mean((1, 2))))
+            figures[name].append((apart.abs().mean((1, 2)), error))
     found = {}
     for name, kept in figures.items():
-        apart_FN, error_FN, square_FN = (torch.stack(column).double().numpy() for column in zip(*kept, strict=True))
-        found[name] = Judgement(
-            apart_FN, error_FN, square_FN, np.array(seconds.get(name, [])), np.array(gaps.get(name, []))
-        )
+        apart_FN, error_FN = (torch.stack(column).double().numpy() for column in zip(*kept, strict=True))
+        found[name] = Judgement(apart_FN, error_FN, np.array(seconds.get(name, [])), np.array(gaps.get(name, [])))
     return found
 
 
