@@ -31,7 +31,8 @@ from policies.calibration import (
     schedule,
 )
 from policies.checkpoint import load_policy, own_class
-from policies.decoding import NAMED, PLAIN, Decode, WarmStart
+from policies.decoders import WarmStart
+from policies.decoding import NAMED, PLAIN, Decode
 from policies.plots import pareto
 from policies.shipped import folder_of
 from policies.vla import VLAPolicy

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.decoding import PLAIN, Decode, Decoder, refreshable
+from policies.decoders import Decoder
+from policies.decoding import PLAIN, Decode, refreshable
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder

@@ -16,17 +16,8 @@ from torch import Tensor
 
 from policies.adapted import Adapted
 from policies.calibration import Frame, Recorder, Recording, record, sampler_of, schedule
-from policies.decoding import (
-    AUTO,
-    PLAIN,
-    CapturedDecoder,
-    Decode,
-    Decoder,
-    MaskedDecoder,
-    PlainDecoder,
-    WarmStart,
-    with_steps,
-)
+from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, PlainDecoder, WarmStart
+from policies.decoding import AUTO, PLAIN, Decode, with_steps
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder

@@ -16,18 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.decoding import (
-    PLAIN,
-    CapturedDecoder,
-    Decode,
-    Decoder,
-    MaskedDecoder,
-    WarmStart,
-    decoder_for,
-    neutral_row,
-    require_precision,
-    with_steps,
-)
+from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
+from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 

@@ -11,7 +11,8 @@ import torch
 
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.decoding import PLAIN, CapturedDecoder, Decode, WarmStart, neutral_row
+from policies.decoders import CapturedDecoder, WarmStart, neutral_row
+from policies.decoding import PLAIN, Decode
 from policies.heads.prepared import PreparedDecoder
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load

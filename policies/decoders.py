@@ -1,0 +1,205 @@
+"""What a session decodes with: a head's own way, masked rounds with a deadline, captured graphs, a chunk begun warm.
+
+Each is callable as a head's own `decode`, which is the reference, and says facts about its last chunk. What a user may
+ask for is `policies.decoding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.batch import Committed
+from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.heads.prepared import PreparedDecoder
+from policies.timing import finish
+from vla_runtime.control.clock import SystemClock
+from vla_runtime.decoding.graphs import Captured, tensors_of, with_tensors
+from vla_runtime.decoding.prefix import RefreshedPrefix
+from vla_runtime.transforms import Normalise
+from vla_runtime.types import ActionSpec
+
+
+class Decoder(Protocol):
+    """Decodes one chunk after another; facts: numbers about the last one."""
+
+    facts: dict[str, float]
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor: ...
+
+
+class PlainDecoder:
+    """A head's own `decode`."""
+
+    def __init__(self, head: Any, backbone: Any):
+        self._head, self._backbone = head, backbone
+        self.facts: dict[str, float] = {}
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        actions: Tensor = self._head.decode(self._backbone, context, committed, noise, batch)
+        return actions
+
+
+class MaskedDecoder:
+    """Masked diffusion's own `decode`, with a deadline in seconds, and facts about its rounds.
+
+    late: whether the deadline cut rounds off or had passed when the chunk was there; forced: tokens that the last of
+    the planned rounds, or one that was cut short, committed.
+    """
+
+    def __init__(self, head: DiscreteDiffusion, backbone: Any, deadline: float | None):
+        self._head, self._backbone, self._deadline = head, backbone, deadline
+        self._clock = SystemClock()
+        self._began: float | None = None
+        self.facts: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """The observation of the next chunk is here: its deadline counts from now, the encoding included."""
+        self._began = self._clock.now()
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        began = self._clock.now() if self._began is None else self._began
+        cut = False
+
+        def passed() -> bool:
+            if self._deadline is None:
+                return False
+            # A device that is asked for one round after another has not made them yet.
+            finish(self._head.prefix.blank.device)
+            return self._clock.now() - began >= self._deadline
+
+        def late() -> bool:
+            nonlocal cut
+            cut = passed()
+            return cut
+
+        if isinstance(self._backbone, RefreshedPrefix):
+            self._backbone.begin()
+        found = self._head.decode_rounds(self._backbone, context, committed, noise, batch, late)
+        self.facts = {
+            "rounds": found.rounds,
+            "forced": float(found.forced_B.float().mean()),
+            "confidence": float(found.confidence_BL.mean()),
+            "late": float(cut or passed()),
+        }
+        self._began = None
+        return self._head.chunk(found.ids_BL, committed)
+
+
+class CapturedDecoder:
+    """A prepared decoder as CUDA graphs: one for each of cold, warm, with rows given, and in full for the guard.
+
+    make: what captures. The first call of each kind captures it; `VLASession` has `capture` do so before the
+    first chunk. ValueError for another batch than that of the first call, since buffers lie where graphs know them.
+    """
+
+    def __init__(self, decoder: PreparedDecoder, make: Callable[..., Any] = Captured):
+        self._decoder, self._make = decoder, make
+        self._known: dict[tuple[bool, bool, int, bool], Any] = {}
+        self._batch: int | None = None
+        self.facts: dict[str, float] = {}
+
+    def __call__(
+        self,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        warm: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        self._batch = batch if self._batch is None else self._batch
+        if batch != self._batch:
+            raise ValueError(f"decode.graphs: expected a batch of {self._batch} as captured, got {batch}")
+        given = tensors_of((context, tuple(noise.values()), committed, warm))
+        rows, gap = self._graph(context, committed, noise, batch, warm, first, given)(*given)
+        self._decoder.tell(gap, first)
+        self.facts = self._decoder.facts
+        return rows  # type: ignore[no-any-return]
+
+    def capture(
+        self,
+        context: Any,
+        committed: Committed | None,
+        noise: dict[str, Tensor],
+        batch: int = 1,
+        warm: Tensor | None = None,
+        first: int = 0,
+    ) -> None:
+        """Make the graphs that calls like this one need, by plan and in full, and remember nothing of what they say."""
+        self._batch = batch
+        given = tensors_of((context, tuple(noise.values()), committed, warm))
+        for full in (False, True) if self._decoder.cache is not None else (False,):
+            self._decoder.full = full
+            self._graph(context, committed, noise, batch, warm, first, given)
+        self._decoder.full = False
+
+    def _graph(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int, warm: Tensor | None,
+        first: int, given: list[Tensor],
+    ) -> Any:  # fmt: skip
+        key = (committed is None, warm is None, first, self._decoder.full)
+        if key not in self._known:
+            names = tuple(noise)
+
+            def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+                parts = with_tensors((context, tuple(noise.values()), committed, warm), values)
+                drawn = dict(zip(names, parts[1], strict=True))
+                rows = self._decoder.run(parts[0], parts[2], drawn, batch, parts[3], first)
+                gap = None if self._decoder.cache is None else self._decoder.cache.gap()
+                return rows, rows.new_zeros(0) if gap is None else gap
+
+            self._known[key] = self._make(run, given)
+        return self._known[key]
+
+
+class WarmStart:
+    """The chunk before as a guess of the next: shifted by the time that has passed, its end held.
+
+    share: of `steps` that are then taken. neutral_A: the row that moves nothing, in [-1, 1]; NaN where the last row
+    is held, which is what absolute goals and grippers do.
+    """
+
+    def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor):
+        self.first = self.begins(share, steps)
+        self._period, self._neutral = period, neutral_A
+        self._last: tuple[Tensor, float, str] | None = None
+
+    @staticmethod
+    def begins(share: float, steps: int) -> int:
+        """The first step that is taken."""
+        return steps - max(1, round(share * steps))
+
+    def guess(self, time: float, instruction: str) -> Tensor | None:
+        """Rows float [1, T, A] for a chunk from `time` on; None where the chunk before says nothing of it."""
+        if self._last is None or self._last[2] != instruction:
+            return None
+        rows, before, _ = self._last
+        passed = round((time - before) / self._period)
+        if not 0 <= passed < rows.shape[1]:
+            return None
+        end = torch.where(self._neutral.isnan(), rows[:, -1], self._neutral)
+        return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
+
+    def keep(self, rows_1TA: Tensor, time: float, instruction: str) -> None:
+        """Remember a chunk that answers an observation of `time`."""
+        self._last = rows_1TA, time, instruction
+
+
+def neutral_row(action: ActionSpec, normalise: Normalise) -> Tensor:
+    """What `WarmStart` holds: zero motion for groups of kind delta and velocity, NaN for the others; float [A]."""
+    row = torch.from_numpy(normalise.forward(np.zeros(action.size, np.float32))).clone()
+    for group in action.groups:
+        if group.kind not in ("delta", "velocity"):
+            row[action.slices[group.name]] = torch.nan
+    return row
