@@ -79,8 +79,12 @@ def main():
     for name, row in found.items():
         low, high = row["ci95"]
         paired = row.get("compared")
-        difference = "" if paired is None else (
-            f"{100 * paired['difference']:+.1f} ({100 * paired['ci95'][0]:+.1f} to {100 * paired['ci95'][1]:+.1f})"
+        difference = (
+            ""
+            if paired is None
+            else (
+                f"{100 * paired['difference']:+.1f} ({100 * paired['ci95'][0]:+.1f} to {100 * paired['ci95'][1]:+.1f})"
+            )
         )
         verdict = "" if paired is None else paired["verdict"]
         print(

@@ -194,9 +194,7 @@ def _noise(policy: Any, one: Variant, seed: int) -> dict[str, Tensor]:
     return {name: value.to(policy.device) for name, value in drawn.items()}
 
 
-def _row(
-    one: Variant, plain: Variant, policy: Any, evaluations: float | None, flops: int | None
-) -> dict[str, Any]:
+def _row(one: Variant, plain: Variant, policy: Any, evaluations: float | None, flops: int | None) -> dict[str, Any]:
     whole, reference = (np.sum(variant.seconds, axis=1) for variant in (one, plain))
     p50 = float(np.median(whole))
     return {

@@ -106,9 +106,7 @@ def sampler_of(head: Any) -> tuple[str, int]:
 
 
 @torch.no_grad()
-def record(
-    policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0, metric: str = "cosine"
-) -> Recording:
+def record(policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0, metric: str = "cosine") -> Recording:
     """Decode each observation once in full and compare every block's outputs over the steps.
 
     ValueError for no observations, a head without steps and a backbone without blocks.
@@ -426,9 +424,7 @@ def homogeneity(
             context = backbone.encode(policy.batch([frame.observation]))
             noise = plain.noise(1, _seed(seed, index, 1))
             wanted, _ = plain.many(context, noise)
-            *theirs, my = (
-                float((one(context, None, noise).cpu() - wanted).square().mean()) for one in (*made, mine)
-            )
+            *theirs, my = (float((one(context, None, noise).cpu() - wanted).square().mean()) for one in (*made, mine))
         others.append(theirs)
         own.append(my)
     return np.array(others).T, np.array(own)

@@ -186,9 +186,7 @@ def decoder_for(
     if decode.mode == "plain":
         return lambda: PlainDecoder(head, _captured(backbone, decode)), facts
     if not isinstance(head, Diffusion | Flow):
-        raise ValueError(
-            f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain"
-        )
+        raise ValueError(f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain")
     if not hasattr(backbone, "timed"):
         raise ValueError(f"decode={decode.mode}: expected backbone nano, got {backbone.name}; take decode=plain")
     schedule = None

@@ -100,4 +100,3 @@ def _head(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | N
     if "_target_" not in values:
         return options, None
     return options, {options["name"]: own_class(str(values["_target_"]))}
-

@@ -41,9 +41,7 @@ def add_adapters(backbone: nn.Module, lora: Lora) -> None:
 
     new: tuple[str, ...] = getattr(backbone, "new_parts", ())
     linear = [
-        name
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(new)
+        name for name, module in backbone.named_modules() if isinstance(module, nn.Linear) and not name.startswith(new)
     ]
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=linear, bias="none"

@@ -120,9 +120,7 @@ class FreshSamples:
     indices: which of the samples.
     """
 
-    def __init__(
-        self, samples: Samples, indices: Sequence[int], augment: Callable[[Batch, torch.Generator], Batch]
-    ):
+    def __init__(self, samples: Samples, indices: Sequence[int], augment: Callable[[Batch, torch.Generator], Batch]):
         self._samples, self._indices, self._augment = samples, np.asarray(indices), augment
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Batch, Tensor]:

@@ -24,9 +24,7 @@ VIEWS, WORDS, ROWS = (1, 2, 3, 4), (4, 8, 16, 24), (8, 16, 32, 64)
 _AROUND = 24
 
 
-def sweep(
-    preset: Mapping[str, Any], device: str, precision: str, repeats: int, clock: Clock
-) -> list[dict[str, Any]]:
+def sweep(preset: Mapping[str, Any], device: str, precision: str, repeats: int, clock: Clock) -> list[dict[str, Any]]:
     """Rows {against, value, encode_ms, decode_ms}: medians over `repeats`, one thing changed at a time.
 
     Denoising heads decode with the exact savings, others plainly. preset: one with a backbone of this package.

@@ -148,9 +148,7 @@ def _load(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> No
         raise ValueError(f"{what}: expected the same sizes as asked for now, got {error}") from error
 
 
-def _tokenizer(
-    values: Mapping[str, Any] | None, dataset: Dataset | Joined, action: Normalise
-) -> Bins | BSpline | None:
+def _tokenizer(values: Mapping[str, Any] | None, dataset: Dataset | Joined, action: Normalise) -> Bins | BSpline | None:
     if values is None:
         return None
     if values["name"] not in TOKENIZERS:

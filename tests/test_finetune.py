@@ -17,6 +17,7 @@ from vla_runtime import collect, finetune
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.evaluation.folder import Job
 
 TINY = [
     *("steps=3", "batch_size=4", "warmup=1", "validate_every=3", "validate_samples=4"),
@@ -47,7 +48,7 @@ def test_what_is_trained_can_be_run_by_its_folder(recorded, tmp_path, options):
     assert line["loss_last"] > 0
     config = load("rollout", ["env=reach", "env.size=16", f"policy={line['checkpoint']}", "seed=3"])
     assert config["choices"]["policy"] == line["checkpoint"]
-    row = EpisodeRunner(config, "none", Path("unused"))((0, 0))
+    row = EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))
     assert row["error"] is None
     assert row["statistics"] is not None
     assert row["init_seen"] is False

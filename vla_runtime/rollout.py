@@ -20,13 +20,17 @@ from typing import Any
 
 from vla_runtime.compose import BadArguments, Config, Result, main, select_tasks, set_single_threaded_blas
 from vla_runtime.disk import locked, write_text
-from vla_runtime.evaluation.episodes import EpisodeRunner, Job, Row, failure_row
+from vla_runtime.evaluation.episodes import EpisodeRunner, failure_row
 from vla_runtime.evaluation.folder import (
+    Job,
+    Row,
     RowFile,
     check_same_run,
     claim,
     config_differences,
     identity,
+    in_order,
+    job_of,
     read_config,
     read_rows,
     sort_rows,
@@ -65,7 +69,7 @@ def rollout(config: Config) -> Result:
 
 def _run(config: Config, folder: Path) -> dict[str, Any]:
     rows = read_rows(folder)
-    done = {(row["task"], row["episode"]) for row in rows}
+    done = {job_of(row) for row in rows}
     if done:
         _log.info("%s holds %d finished episodes; going on", folder, len(done))
     facts: dict[str, Any] = {}
@@ -76,7 +80,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
         nonlocal file
         facts.update(found)
         _check_policy(folder, rows, found["common"])
-        requested.extend(_jobs(config, found["tasks"]))
+        requested.extend(_jobs(config, found))
         claim(folder, config)
         file = RowFile(folder, rows)
         progress.begin(len(requested), len(done))
@@ -141,11 +145,9 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
         if not summary.exists() or not json.loads(summary.read_text())["complete"]:
             raise ValueError(f"merge: expected finished shards, {part} is not; run its command again with out={part}")
         for row in read_rows(part):
-            key = (row["task"], row["episode"])
+            key = job_of(row)
             if key in rows:
-                raise ValueError(
-                    f"merge: task {key[0]} episode {key[1]} is in more than one of {[str(p) for p in parts]}"
-                )
+                raise ValueError(f"merge: {key} is in more than one of {[str(p) for p in parts]}")
             rows[key] = row
     shards = sorted(str(other["shard"]) for other in configs)
     count = int(shards[0].partition("/")[2] or 1)
@@ -158,7 +160,7 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
                 (folder / "videos").mkdir(exist_ok=True)
                 for source in (part / row["video"], (part / row["video"]).with_suffix(".jpg")):
                     shutil.copyfile(source, folder / "videos" / source.name)
-    RowFile(folder, [rows[key] for key in sorted(rows)]).close()
+    RowFile(folder, in_order(rows.values())).close()
     requested = len(rows)
     return _finish(whole, sort_rows(folder), requested, folder)
 
@@ -169,12 +171,15 @@ def _build(config: Config, folder: str) -> tuple[dict[str, Any], EpisodeRunner]:
     return runner.facts, runner
 
 
-def _jobs(config: Config, tasks: list[str]) -> list[Job]:
+def _jobs(config: Config, facts: Mapping[str, Any]) -> list[Job]:
+    tasks = facts["tasks"]
     chosen = select_tasks(config["choices"]["env"], tasks, config["env"].get("tasks"))
     episodes = config["episodes"]
     if episodes is None:
         episodes = 1 if len(tasks) > 1 else 20
-    jobs = [(task, episode) for task in chosen for episode in range(episodes)]
+    jobs = [
+        Job(task, episode, latency) for task in chosen for episode in range(episodes) for latency in facts["latencies"]
+    ]
     if config["shard"] is None:
         return jobs
     index, count = _shard(config["shard"])

@@ -4,13 +4,23 @@ import json
 
 import pytest
 
-from vla_runtime.evaluation.folder import RowFile, check_same_run, claim, read_rows, sort_rows
+from vla_runtime.evaluation.folder import (
+    Job,
+    RowFile,
+    by_latency,
+    check_same_run,
+    claim,
+    in_order,
+    job_of,
+    read_rows,
+    sort_rows,
+)
 
 CONFIG = {"env": {"control": "delta"}, "episodes": 2, "out": "a", "workers": 1}
 
 
 def row(episode, task=0):
-    return {"task": task, "episode": episode, "success": True}
+    return {"task": task, "episode": episode, "success": True, "loop": {"latency": 0.0}}
 
 
 def test_rows_survive_and_are_sorted(tmp_path):
@@ -39,7 +49,7 @@ def test_damage_in_the_middle_and_repeats_are_refused(tmp_path):
     with pytest.raises(ValueError, match="line 1 is damaged"):
         read_rows(tmp_path)
     path.write_text(2 * (json.dumps(row(0)) + "\n"))
-    with pytest.raises(ValueError, match="line 2 repeats task 0 episode 0"):
+    with pytest.raises(ValueError, match="line 2 repeats task 0 episode 0 latency 0s"):
         read_rows(tmp_path)
 
 
@@ -48,3 +58,30 @@ def test_another_config_is_refused_with_a_diff(tmp_path):
     check_same_run(tmp_path, {**CONFIG, "workers": 4, "out": "elsewhere"})
     with pytest.raises(ValueError, match=r"env\.control: 'delta' there, 'absolute' asked for"):
         check_same_run(tmp_path, {**CONFIG, "env": {"control": "absolute"}})
+
+
+def late(latency, success=True, steps=60, delay=0.1):
+    return {**row(0), "success": success, "steps": steps, "delay": delay, "loop": {"latency": latency, "rate_hz": 20.0}}
+
+
+def test_an_episode_is_played_once_with_each_latency(tmp_path):
+    rows = [late("logs/robot.json"), late(0.2), late(0), late(0.05)]
+    assert [job_of(one).latency for one in in_order(rows)] == [0.0, 0.05, 0.2, "logs/robot.json"]
+    RowFile(tmp_path, rows).close()
+    assert [job_of(one) for one in read_rows(tmp_path)][2] == Job(0, 0, 0.0)
+    assert str(job_of(rows[0])) == "task 0 episode 0 latency robot"
+    RowFile(tmp_path, [late(0), late(0.0)]).close()
+    with pytest.raises(ValueError, match="line 2 repeats"):
+        read_rows(tmp_path)
+
+
+def test_success_and_throughput_against_latency():
+    rows = [late(0.2, False, 120), late(0.2, True, 60), late(0.0, True, 40, 0.0), late(0.0, True, 20, 0.0)]
+    still, slow = by_latency(rows, 4)
+    assert (still["latency"], still["successes"], still["success_rate"], still["delay"]) == (0.0, 2, 1.0, 0.0)
+    assert still["per_minute"] == pytest.approx(2 / (60 / 20 / 60))
+    assert (slow["successes"], slow["per_minute"]) == (1, pytest.approx(1 / (180 / 20 / 60), rel=1e-5))
+    assert slow["ci95"] == pytest.approx([0.094531, 0.905469])
+    # Episodes that are missing count, as everywhere.
+    assert by_latency(rows, 8)[1]["success_rate"] == 0.25
+    assert by_latency(rows[:2], 2) == []

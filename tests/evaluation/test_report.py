@@ -96,6 +96,24 @@ def folder(path: Path, rows: list[dict[str, Any]], **summary: Any) -> Path:
     return path
 
 
+def test_success_against_latency_is_drawn(tmp_path: Path) -> None:
+    points = [
+        {"latency": latency, "delay": delay, "episodes": 20, "successes": n, "success_rate": n / 20}
+        | {"ci95": [n / 25, min(1.0, n / 18)], "per_minute": n / 2}
+        for latency, delay, n in ((0.0, 0.0, 19), (0.2, 0.2, 12), ("logs/<robot>.json", 0.31, 4))
+    ]
+    rows = [row(0, 0), row(0, 1)]
+    page = write_report(folder(tmp_path, rows, by_latency=points)).read_text()
+    assert "Success against latency" in page
+    assert "&lt;robot&gt;" in page
+    assert "<robot>" not in page
+    assert page.count('class="whisker"') == 3
+    assert page.count("<polyline") == 2
+    assert "19 / 20" in page
+    assert "successes per minute" in page
+    assert "against latency" not in write_report(folder(tmp_path, rows)).read_text()
+
+
 def test_a_run_as_a_page(tmp_path: Path) -> None:
     lost = {"wall_s": None, "latencies_ms": [], "overruns": 0}
     rows = [

@@ -19,6 +19,7 @@ from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.evaluation.folder import Job
 
 TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
 
@@ -242,7 +243,7 @@ def test_what_chunks_say_reaches_the_row(make_policy, tmp_path):
     options = {"decoding": {"rounds": 3}}
     save_policy(tmp_path / "dd", make_policy("discrete_diffusion", **options), options, {})
     config = load("rollout", ["env=reach", "env.size=16", "env.max_steps=20", f"policy={tmp_path / 'dd'}"])
-    chunks = EpisodeRunner(config, "none", tmp_path)((0, 0))["timing"]["chunks"]
+    chunks = EpisodeRunner(config, "none", tmp_path)(Job(0, 0))["timing"]["chunks"]
     assert chunks["rounds"] == 3
     assert set(chunks) == {"rounds", "forced", "confidence", "late"}
 

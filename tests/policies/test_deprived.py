@@ -13,6 +13,7 @@ from policies.checkpoint import save_policy
 from policies.deprived import Deprived
 from vla_runtime.compose import load
 from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.evaluation.folder import Job
 from vla_runtime.testing import check_policy
 
 EXPECTED = {"images": "images", "state": "state", "instruction": "instruction"}
@@ -59,7 +60,7 @@ def test_it_conforms_and_runs_by_name(make_policy, tmp_path):
     check_policy(Deprived(policy, "images"), Reach(size=16).spec)
     save_policy(tmp_path / "small", policy, {}, {})
     config = load("rollout", ["env=reach", "env.size=16", "policy=deprived", f"policy.of={tmp_path / 'small'}"])
-    assert EpisodeRunner(config, "none", Path("unused"))((0, 0))["error"] is None
+    assert EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))["error"] is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vla_runtime.compose import load
 from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.evaluation.folder import Job
 from vla_runtime.finetune import finetune
 
 FLORENCE2 = {
@@ -65,7 +66,7 @@ def test_from_data_to_a_rollout(recorded, backbones, tmp_path, name, head):
         )
     )
     config = load("rollout", ["env=reach", "env.size=16", "env.tasks=[0]", f"policy={line['checkpoint']}"])
-    row = EpisodeRunner(config, "none", Path("unused"))((0, 0))
+    row = EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))
     assert row["error"] is None
     assert row["plans"] > 0
 
@@ -79,4 +80,4 @@ def test_adapters_on_what_another_run_has_learned(recorded, backbones, tmp_path)
     start = [f"init.folder={tmp_path / 'whole'}", "init.parts=all", "lora.rank=2"]
     line, _ = finetune(load("finetune", [*common, *start, f"out={tmp_path / 'adapted'}"]))
     config = load("rollout", ["env=reach", "env.size=16", "env.tasks=[0]", f"policy={line['checkpoint']}"])
-    assert EpisodeRunner(config, "none", Path("unused"))((0, 0))["error"] is None
+    assert EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))["error"] is None

@@ -9,6 +9,7 @@ import pytest
 from vla_runtime import collect as command
 from vla_runtime.compose import load
 from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.evaluation.folder import Job
 
 
 def recorded(tmp_path, *options):
@@ -28,7 +29,7 @@ def test_a_replay_repeats_every_episode(tmp_path, replan):
     play = runner(data, "seed=10000", f"loop.replan={replan}")
     for task in (0, 1):
         for episode in range(3):
-            row = play((task, episode))
+            row = play(Job(task, episode))
             assert (row["success"], row["init_seen"], row["error"]) == (True, True, None)
 
 

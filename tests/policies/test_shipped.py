@@ -11,6 +11,7 @@ from policies.checkpoint import CheckpointError, load_policy
 from policies.vla import VLAPolicy
 from vla_runtime.compose import describe, load, options
 from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.evaluation.folder import Job
 
 MB = 1e6
 
@@ -59,7 +60,7 @@ def test_a_name_that_is_not_there_lists_those_that_are():
 def test_on_lift_it_lifts(name):
     """Initial states it was not trained on; figures over a hundred episodes are the README's."""
     runner = EpisodeRunner(load("rollout", ["env=lift", f"policy={name}", "seed=4"]), "none", Path("unused"))
-    rows = [runner((0, episode)) for episode in range(4)]
+    rows = [runner(Job(0, episode)) for episode in range(4)]
     runner.close()
     assert not any(row["init_seen"] for row in rows)
     assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
@@ -69,7 +70,7 @@ def test_on_lift_it_lifts(name):
 def test_blindfolded_it_does_not(tmp_path):
     shown = ["policy=deprived", "policy.of=nano_lift_beast", "policy.without=images", "env.control=absolute"]
     runner = EpisodeRunner(load("rollout", ["env=lift", "env.max_steps=60", *shown]), "none", tmp_path)
-    rows = [runner((0, episode)) for episode in range(3)]
+    rows = [runner(Job(0, episode)) for episode in range(3)]
     runner.close()
     assert [row["error"] for row in rows] == [None] * 3
     assert sum(row["success"] for row in rows) <= 1

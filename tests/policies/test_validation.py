@@ -52,9 +52,7 @@ def test_heads_without_tokens_have_no_accuracy(dataset, make_policy):
     policy = make_policy("regression")
     samples = read_samples(dataset, 16, policy.state, policy.action)
     figures = validate(policy, samples, [0, 4])
-    decoded = policy.head.decode(
-        policy.backbone, policy.backbone.encode(samples.batch([0, 4])[0]), None, {}, 2
-    )
+    decoded = policy.head.decode(policy.backbone, policy.backbone.encode(samples.batch([0, 4])[0]), None, {}, 2)
     assert list(figures) == ["l1", "l1_given"]
     assert figures["l1"] == pytest.approx(float((decoded - samples.batch([0, 4])[1]).detach().abs().mean()), rel=1e-5)
 

@@ -62,6 +62,7 @@ def run(
     planner: Callable[[Session, Clock], Planner] = InStep,
     prefix: bool = False,
     join: Join | None = None,
+    stands: bool = False,
     safety: Safety | None = None,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
@@ -71,7 +72,8 @@ def run(
     survives an exception. wall: times planning and ticks; the machine's clock unless given. planner: made of the
     session and `wall`; `InStep` unless given. prefix: tell the policy which rows will be executed anyhow while it
     thinks, and execute them: as many as the slowest of the last answers took. Until the first chunk is there the
-    robot stands. join: what is executed where chunks overlap; the newest alone unless given. safety: asked at every
+    robot stands. stands: so it does while the policy thinks, at every question, and then begins with the first row
+    of the answer. join: what is executed where chunks overlap; the newest alone unless given. safety: asked at every
     tick; where it forbids motion the robot stands, and when it allows it again everything begins anew.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
@@ -96,6 +98,7 @@ def run(
     next_plan = 0
     # Of the question that is being thought about: when it was asked, how many rows it was given, holds before it.
     asked_at, given, held_before = 0.0, 0, 0
+    waiting = False
     # How long the last answers took; begun anew with the motion.
     waits: deque[float] = deque(maxlen=_REMEMBERED)
     playing: ActionChunk | None = None
@@ -145,7 +148,12 @@ def run(
                 thinking.ask(seen, committed if committed is None else limits.inside(committed))
                 outside += wall.now() - asked
                 next_plan = index + replan
+                waiting = True
             chunk = thinking.take(now)
+            if stands and waiting and chunk is None:
+                schedule, playing = ActionSchedule(spec.action, spec.period, join), None
+                next_plan += 1
+            waiting = waiting and chunk is None
             if chunk is not None and (not allowed or asked_at < moves_since):
                 chunk = None
             if chunk is not None:

@@ -113,9 +113,7 @@ def uniform(steps: int, updates: int) -> Steps:
     return tuple(sorted({int(k * steps / updates) for k in range(updates)}))
 
 
-def bubbled(
-    schedules: Mapping[Block, Steps], errors: Mapping[Block, float], count: int
-) -> dict[Block, Steps]:
+def bubbled(schedules: Mapping[Block, Steps], errors: Mapping[Block, float], count: int) -> dict[Block, Steps]:
     """The schedules with the `count` blocks of largest reuse error updated with every feed-forward block downstream.
 
     Downstream of a block are the feed-forward blocks of its own layer and of later ones. All unions are over the

@@ -24,6 +24,9 @@ _BINS_PER_TICK = 5
 # x, y, and what it is.
 Point = tuple[float, float, str]
 
+# The same with the interval of y, where there is one.
+Sample = tuple[float, float, Interval | None, str]
+
 
 def interval_bar(rate: float, interval: Interval, width: int = 200, height: int = 16) -> str:
     """A rate in [0, 1] as a mark inside the bar of its interval, on a track from 0 to 1."""
@@ -81,6 +84,45 @@ def histogram(values: Sequence[float], label: str, width: int = 460, height: int
         parts.append(f'<text x="{x:.1f}" y="{floor_y + 14}" text-anchor="{anchor}">{tick:g}{more}</text>')
     parts.append(f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(label)}</text>')
     parts.append(f'<text x="{left}" y="10">{int(counts.max())}</text></svg>')
+    return "".join(parts)
+
+
+def curve(points: Sequence[Sample], label: str, top: float | None = None, width: int = 460, height: int = 210) -> str:
+    """Values over numbers, joined by a line, each with the bar of its interval where it has one.
+
+    label names the horizontal axis; top: where the vertical one ends, which begins at 0. ValueError without points.
+    """
+    if not points:
+        raise ValueError(f"curve over {label}: expected at least one point, got none")
+    xs = _ticks(min(point[0] for point in points), max(point[0] for point in points))
+    highest = max(y for point in points for y in (point[1], *(point[2] or ())))
+    ys = _ticks(0.0, highest if top is None else top)
+    left, right, above, below = 34, 14, 12, 36
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - xs[0]) / (xs[-1] - xs[0])
+        up = (y - ys[0]) / (ys[-1] - ys[0])
+        return left + (width - left - right) * across, height - below - (height - above - below) * up
+
+    parts = [_open(width, height, label)]
+    for y in ys:
+        _, level = at(xs[0], y)
+        parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{level:.1f}" y2="{level:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{level + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in xs:
+        across, floor_y = at(x, ys[0])
+        parts.append(f'<text x="{across:.1f}" y="{floor_y + 15:.1f}" text-anchor="middle">{x:g}</text>')
+    way = " ".join(f"{across:.1f},{up:.1f}" for across, up in (at(point[0], point[1]) for point in points))
+    parts.append(f'<polyline class="line" points="{way}"/>')
+    for x, y, interval, what in points:
+        across, up = at(x, y)
+        if interval is not None:
+            low, high = (at(x, limit)[1] for limit in interval)
+            parts.append(f'<line class="whisker" x1="{across:.1f}" x2="{across:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        parts.append(
+            f'<circle class="mark" cx="{across:.1f}" cy="{up:.1f}" r="4"><title>{escape(what)}</title></circle>'
+        )
+    parts.append(f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(label)}</text></svg>')
     return "".join(parts)
 
 

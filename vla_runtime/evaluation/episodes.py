@@ -24,12 +24,10 @@ from vla_runtime.control.loop import Run, run
 from vla_runtime.control.planner import Delayed, latencies
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
+from vla_runtime.evaluation.folder import Job, Row, latency_label
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.types import ActionSpec, Command, Image, PolicySpec
-
-Row = dict[str, Any]
-Job = tuple[int, int]
 
 _log = logging.getLogger(__name__)
 
@@ -52,9 +50,9 @@ def policy_seed(config: Config) -> int:
     return int(config["seed"] if seed is None else seed)
 
 
-def video_name(task: int, episode: int) -> str:
+def video_name(job: Job) -> str:
     """Where an episode's video lies, relative to the run's folder."""
-    return f"videos/task{task:02d}_episode{episode:03d}.mp4"
+    return f"videos/task{job.task:02d}_episode{job.episode:03d}_latency{latency_label(job.latency)}.mp4"
 
 
 class EpisodeRunner:
@@ -80,8 +78,9 @@ class EpisodeRunner:
                 f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self._replan!r}"
             )
         loop = config["loop"]
-        self._latency = loop.get("latency", 0.0)
+        self._latencies = latency_points(loop)
         self._prefix = loop.get("join") == "prefix"
+        self._stands = loop["mode"] == "sync"
         self._join = _join(loop, policy, spec.action)
         self._common = {
             "env": config["choices"]["env"],
@@ -97,7 +96,6 @@ class EpisodeRunner:
             "versions": {"vla_runtime": vla_runtime.__version__, "python": platform.python_version(), **spec.versions},
             "loop": {
                 "mode": loop["mode"],
-                "latency": self._latency,
                 "join": loop.get("join", "newest"),
                 "replan": self._replan,
                 "rate_hz": round(1 / spec.period, 6),
@@ -106,7 +104,7 @@ class EpisodeRunner:
         }
 
     def __call__(self, job: Job) -> Row:
-        task, episode = job
+        task, episode, latency = job
         clock = SystemClock()
         began = clock.now()
         result, error, facts = Run(), None, {}
@@ -115,11 +113,11 @@ class EpisodeRunner:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
             reset_s = clock.now() - began
             seed = begin_seed(self._seed, task, episode)
-            delays = latencies(self._latency, seed)
+            delays = latencies(latency, seed)
             run(
                 self._env, self._policy.begin(seed), self._policy.spec, VirtualClock(), replan=self._replan,
                 result=result, planner=lambda session, wall: Delayed(session, wall, delays), prefix=self._prefix,
-                join=self._join,
+                join=self._join, stands=self._stands,
             )  # fmt: skip
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
@@ -128,12 +126,10 @@ class EpisodeRunner:
         wall_s = clock.now() - began
         row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen)
         spec, trace = self._env.spec, result.trace
-        row["smoothness"] = smoothness(
-            spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period
-        )
+        row["smoothness"] = smoothness(spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period)
         wanted = self._video == "all" or (self._video == "failures" and not row["success"])
         if wanted and result.steps:
-            row["video"] = self._record(task, episode, result.trace)
+            row["video"] = self._record(job, result.trace)
         row["timing"] = {
             "wall_s": round(wall_s, 6),
             "reset_s": round(reset_s, 6),
@@ -150,36 +146,31 @@ class EpisodeRunner:
     @property
     def facts(self) -> dict[str, Any]:
         """What is the same in every row, and the names of the tasks; plain values."""
-        return {"common": self._common, "tasks": list(self._env.spec.tasks)}
+        return {"common": self._common, "tasks": list(self._env.spec.tasks), "latencies": self._latencies}
 
     def close(self) -> None:
         """Close policy and environment."""
         self._policy.close()
         self._env.close()
 
-    def _record(self, task: int, episode: int, trace: Trace) -> str | None:
+    def _record(self, job: Job, trace: Trace) -> str | None:
         """Plays the episode's commands again, looking this time: episodes that are not kept cost no rendering."""
         spec = self._env.spec
         cameras = [camera.name for camera in spec.cameras]
         if not cameras:
             return None
         frames: list[Image] = []
-        self._env.reset(self._config["seed"], task, episode)
+        self._env.reset(self._config["seed"], job.task, job.episode)
         for index, (state, values) in enumerate(zip(trace.states, trace.commands, strict=True)):
             look = index % _VIDEO_STRIDE == 0 or index == len(trace.commands) - 1
             observation = self._env.observe(cameras if look else ())
             if not np.array_equal(observation.state, state):
-                _log.warning(
-                    "task %d episode %d: no video, the environment did not repeat itself at tick %d",
-                    task,
-                    episode,
-                    index,
-                )
+                _log.warning("%s: no video, the environment did not repeat itself at tick %d", job, index)
                 return None
             if look:
                 frames.append(_side_by_side([observation.images[name] for name in cameras]))
             self._env.apply(Command(values, observation.time))
-        name = video_name(task, episode)
+        name = video_name(job)
         path = self._out / name
         path.parent.mkdir(exist_ok=True)
         write_video(path, frames, 1 / spec.period / _VIDEO_STRIDE)
@@ -196,11 +187,12 @@ def make_row(
     seen: frozenset[str] = frozenset(),
 ) -> Row:
     """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told."""
-    task, episode = job
+    task, episode, latency = job
     state = initial.get("initial_state")
     outcome = result.outcome
     return {
         **facts["common"],
+        "loop": {**facts["common"]["loop"], "latency": latency},
         "task": task,
         "task_name": facts["tasks"][task],
         "episode": episode,
@@ -214,17 +206,34 @@ def make_row(
         "clamped": result.clamped,
         "held": result.trace.held,
         "late": result.trace.late,
+        "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
         "error": error,
         "facts": {key: value for key, value in initial.items() if key != "initial_state"},
         "video": None,
     }
 
 
+def latency_points(loop: Config) -> list[float | str]:
+    """The latencies every episode is played with; `loop.latency` is one or a list. BadArguments for a wrong one."""
+    wanted = loop["latency"]
+    points = wanted if isinstance(wanted, list) else [wanted]
+    found: list[float | str] = []
+    for point in points:
+        try:
+            latencies(point, 0)
+        except ValueError as error:
+            raise BadArguments(str(error)) from error
+        found.append(point if isinstance(point, str) else float(point))
+    labels = [latency_label(point) for point in found]
+    if not found or len(set(labels)) < len(labels):
+        raise BadArguments(f"loop.latency: expected at least one, all with different names, got {wanted!r}")
+    return found
+
+
 def _join(loop: Config, policy: PolicySpec, action: ActionSpec) -> Join | None:
     """What joins chunks, None for one at a time. BadArguments for a loop that cannot be."""
     join = loop.get("join", "newest")
     try:
-        latencies(loop.get("latency", 0.0), 0)
         if join in MIXING:
             return MIXING[join](action)
     except ValueError as error:

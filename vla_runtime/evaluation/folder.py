@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -20,6 +20,41 @@ from vla_runtime.disk import write_text
 from vla_runtime.evaluation.statistics import wilson_interval
 
 Row = dict[str, Any]
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
+
+
+class Job(NamedTuple):
+    """One episode of a run. latency: seconds from an observation to its chunk, or a file of recorded ones."""
+
+    task: int
+    episode: int
+    latency: float | str = 0.0
+
+    def __str__(self) -> str:
+        return f"task {self.task} episode {self.episode} latency {latency_label(self.latency)}"
+
+
+def job_of(row: Mapping[str, Any]) -> Job:
+    """Which episode of its run a row is."""
+    latency = row["loop"]["latency"]
+    return Job(row["task"], row["episode"], latency if isinstance(latency, str) else float(latency))
+
+
+def latency_label(latency: float | str) -> str:
+    """As short as can be: seconds, or the name of the file they were recorded in."""
+    return Path(latency).stem if isinstance(latency, str) else f"{latency:g}s"
+
+
+def in_order(rows: Iterable[AnyRow]) -> list[AnyRow]:
+    """By task, episode and latency, recorded ones last."""
+
+    def key(row: Mapping[str, Any]) -> tuple[int, int, bool, float, str]:
+        job = job_of(row)
+        recorded = isinstance(job.latency, str)
+        return job.task, job.episode, recorded, 0.0 if recorded else float(job.latency), str(job.latency)
+
+    return sorted(rows, key=key)
+
 
 _log = logging.getLogger(__name__)
 
@@ -86,14 +121,14 @@ def read_rows(folder: Path) -> list[Row]:
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    rows: dict[tuple[int, int], Row] = {}
+    rows: dict[Job, Row] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         last = not any(rest.strip() for rest in lines[number:])
         try:
             row = json.loads(line)
-            key = (row["task"], row["episode"])
+            key = job_of(row)
         except (ValueError, TypeError, KeyError):
             if last:
                 _log.warning("%s: the last line (%d) is damaged and dropped; its episode runs again", path, number)
@@ -103,9 +138,7 @@ def read_rows(folder: Path) -> list[Row]:
                 "restore the file or start over in another out="
             ) from None
         if key in rows:
-            raise ValueError(
-                f"{path}: expected each episode once, line {number} repeats task {key[0]} episode {key[1]}"
-            )
+            raise ValueError(f"{path}: expected each episode once, line {number} repeats {key}")
         rows[key] = row
     return list(rows.values())
 
@@ -129,8 +162,8 @@ class RowFile:
 
 
 def sort_rows(folder: Path) -> list[Row]:
-    """Rewrite episodes.jsonl in order of task and episode, and return it."""
-    rows = sorted(read_rows(folder), key=lambda row: (row["task"], row["episode"]))
+    """Rewrite episodes.jsonl in order of task, episode and latency, and return it."""
+    rows = in_order(read_rows(folder))
     write_text(folder / "episodes.jsonl", _lines(rows))
     return rows
 
@@ -153,10 +186,43 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], requested: int, folde
             "rate_hz": rows[0]["loop"]["rate_hz"] if rows else None,
             "overruns": sum(row["timing"]["overruns"] for row in rows),
         },
+        "by_latency": by_latency(rows, requested),
         "premises_broken": sum(row["facts"].get("premise") is False for row in rows),
         "complete": len(rows) == requested,
         "out": str(folder),
     }
+
+
+def by_latency(rows: Sequence[Row], requested: int) -> list[dict[str, Any]]:
+    """Success and throughput of each latency of a run that has several, in order; none of a run that has one.
+
+    requested: episodes of all latencies together; missing ones count as not successful. per_minute: successes per
+    minute of the episodes' own time; delay: mean seconds from an observation to the tick that had its chunk.
+    """
+    groups: dict[float | str, list[Row]] = {}
+    for row in in_order(rows):
+        groups.setdefault(job_of(row).latency, []).append(row)
+    if len(groups) < 2:
+        return []
+    points = []
+    episodes = requested // len(groups)
+    for latency in sorted(groups, key=lambda one: (isinstance(one, str), one)):
+        members = groups[latency]
+        successes = sum(row["success"] for row in members)
+        minutes = sum(row["steps"] / row["loop"]["rate_hz"] for row in members) / 60
+        delays = [row["delay"] for row in members if row["delay"] is not None]
+        points.append(
+            {
+                "latency": latency,
+                "delay": round(sum(delays) / len(delays), 6) if delays else None,
+                "episodes": episodes,
+                "successes": successes,
+                "success_rate": round(successes / episodes, 6),
+                "ci95": [round(limit, 6) for limit in wilson_interval(successes, episodes)],
+                "per_minute": round(successes / minutes, 6) if minutes else None,
+            }
+        )
+    return points
 
 
 def _lines(rows: Iterable[Row]) -> str:

@@ -19,8 +19,8 @@ from urllib.parse import quote
 import numpy as np
 
 from vla_runtime.disk import write_text
-from vla_runtime.evaluation.charts import histogram, interval_bar
-from vla_runtime.evaluation.folder import read_rows
+from vla_runtime.evaluation.charts import curve, histogram, interval_bar
+from vla_runtime.evaluation.folder import in_order, latency_label, read_rows
 from vla_runtime.evaluation.page import document, number, section, table
 from vla_runtime.evaluation.statistics import wilson_interval
 
@@ -28,6 +28,7 @@ Row = Mapping[str, Any]
 
 # Strips above this number are loaded from videos/ instead of being inside the page: some 10 MB of HTML.
 _EMBEDDED = 200
+
 
 def write_report(folder: str | Path) -> Path:
     """Write report.html of the run in `folder` and return its path; an older one is replaced at once.
@@ -49,11 +50,18 @@ def write_report(folder: str | Path) -> Path:
 
 def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder: Path) -> str:
     """The whole page. config: text of config.yaml. folder: where film strips and videos are looked for."""
-    rows = sorted(rows, key=lambda row: (row["task"], row["episode"]))
+    rows = in_order(rows)
     title = f"{summary['env']} / {summary['policy']}"
     parts = [_head(title, rows, summary), _warnings(rows, summary)]
     if rows:
-        parts += [_tasks(rows), _charts(rows, summary), _errors(rows), _premises(rows), _strips(rows, folder)]
+        parts += [
+            _tasks(rows),
+            _latency(summary),
+            _charts(rows, summary),
+            _errors(rows),
+            _premises(rows),
+            _strips(rows, folder),
+        ]
         parts += [_episodes(rows), _facts(rows), _versions(rows)]
     parts.append(
         section("Configuration", f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>")
@@ -148,6 +156,47 @@ def _tasks(rows: Sequence[Row]) -> str:
         )
     heads = ("#task", "", "#successes", "#rate", "95 % Wilson interval, 0 to 1", "", "#progress", "failures")
     return section("Success per task", table(lines, heads))
+
+
+def _latency(summary: Mapping[str, Any]) -> str:
+    """Success and throughput against delay, of a run with several latencies."""
+    points = summary.get("by_latency")
+    if not points:
+        return ""
+    success, speed, lines = [], [], []
+    for point in points:
+        label, (low, high) = latency_label(point["latency"]), point["ci95"]
+        told = f"{label}: {point['successes']} of {point['episodes']}, 95 % {low:.1%} to {high:.1%}"
+        # Recorded latencies have no number of their own; they lie where their chunks came.
+        x = point["delay"] if isinstance(point["latency"], str) else point["latency"]
+        if x is not None:
+            success.append((1e3 * x, point["success_rate"], (low, high), told))
+            speed.append(
+                (1e3 * x, point["per_minute"] or 0.0, None, f"{label}: {number(point['per_minute'])} a minute")
+            )
+        lines.append(
+            (
+                escape(label),
+                number(None if point["delay"] is None else 1e3 * point["delay"]),
+                f"{point['successes']} / {point['episodes']}",
+                f"{point['success_rate']:.1%}",
+                f'<span class="whole">{low:.1%} to {high:.1%}</span>',
+                number(point["per_minute"]),
+            )
+        )
+    cards = ""
+    if success:
+        cards = "".join(
+            f'<div class="card"><b>{name}</b><div class="soft">{told}</div>{chart}</div>'
+            for name, told, chart in (
+                ("Success", "bars: 95 % Wilson intervals", curve(sorted(success), "latency in ms", 1.0)),
+                ("Throughput", "successes per minute of simulated time", curve(sorted(speed), "latency in ms")),
+            )
+        )
+    heads = ("latency", "#mean delay ms", "#successes", "#rate", "95 % Wilson interval", "#successes a minute")
+    return (
+        f'<h2>Success against latency</h2><div class="charts">{cards}</div>{section("In numbers", table(lines, heads))}'
+    )
 
 
 def _charts(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:

@@ -173,6 +173,7 @@ def test_it_says_how_far_reused_outputs_are_from_new_ones():
     recorded = PreparedDecoder(head, backbone, guarded())
     gaps, inner = [], recorded.cache.branch
     assert 3 * DEPTH * 3 < WATCHED  # all of them
+
     def branch(index, compute):
         output = inner(index, compute)
         if recorded.cache._step in uniform(STEPS, 4):
