@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.tokenizers.bins import Bins
-from policies.tokenizers.bspline import MIN_FREE, BSpline
+from policies.tokenizers.bspline import BSpline
 from policies.validation import binary_dimensions
+from vla_runtime.spline import MIN_FREE
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionSpec
 

@@ -6,7 +6,7 @@ knows no environment and no file: `policies.checkpoint` makes one from a folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from policies.batch import Batch, Committed
 from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
+from policies.tokenizers.bspline import BSpline
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 
@@ -45,7 +46,11 @@ class VLAPolicy:
         self._warm_start = decode.warm_start
         self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
         precision = require_precision(self.dtype, decode)
-        self._spec = replace(spec, decode={"mode": decode.mode, "precision": precision, **facts})
+        tokenizer = getattr(self.head, "tokenizer", None)
+        self._tokenizer = tokenizer if isinstance(tokenizer, BSpline) else None
+        self._spec = replace(
+            spec, decode={"mode": decode.mode, "precision": precision, **facts}, curves=self._tokenizer is not None
+        )
         self.state, self.action = state, action
         self._binary = [
             (spec.action.slices[group.name], group.open, group.close)
@@ -120,6 +125,16 @@ class VLAPolicy:
         padded[0, : len(rows)] = self.action.forward(rows)
         return Committed(torch.from_numpy(padded).to(self.device), torch.tensor([len(rows)], device=self.device))
 
+    def chunk(self, unit_TA: Tensor, time: float, committed: Float | None, facts: Mapping[str, float]) -> ActionChunk:
+        """A normalised chunk in contract units, with its curve where there is one and no rows were given."""
+        rows, period = self.actions(unit_TA[None])[0], self._spec.period
+        if committed is not None and len(committed):
+            rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit
+        elif self._tokenizer is not None:
+            curve, curved = self._tokenizer.curve(rows, period), self._tokenizer.smooth
+            return ActionChunk(rows, time, period, time, curve, curved, facts)
+        return ActionChunk(rows, time, period, time, facts=facts)
+
     def actions(self, unit_BTA: Tensor) -> Float:
         """Normalised rows to contract units float32 [B, T, A]; a gripper is open or closed, nothing between."""
         values = self.action.backward(unit_BTA.float().cpu().numpy())
@@ -177,7 +192,5 @@ class VLASession:
             self._warm.keep(unit, observation.time, observation.instruction)
             facts["warm"] = float(guess is not None)
         facts |= self._decode.facts
-        rows = policy.actions(unit)[0]
-        if committed is not None and len(committed):
-            rows[: len(committed)] = committed  # as they were given: normalising and back may move the last bit
-        return ActionChunk(rows, observation.time, policy.spec.period, observation.time, facts=facts)
+        chunk: ActionChunk = policy.chunk(unit[0], observation.time, committed, facts)
+        return chunk

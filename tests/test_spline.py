@@ -65,6 +65,38 @@ def test_a_fixed_start_is_met_exactly(conditions, seed):
         curve = curve.derivative()
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 3), st.floats(0.0, 0.7), st.integers(0, 2**31))
+def test_a_curve_goes_on_at_any_time_from_another_place(conditions, since, seed):
+    """BEAST's criterion S5: position (and speed, and acceleration, if asked for) without a jump."""
+    generator = np.random.default_rng(seed)
+    curve = SplineCurve(generator.normal(size=(8, 2)), 4, 0.75)
+    start = generator.normal(size=(conditions, 2))
+    rest = curve.continued(since, start)
+    assert rest.duration == pytest.approx(0.75 - since)
+    for order in range(conditions):
+        np.testing.assert_allclose(rest.at(0.0)[0], start[order], atol=1e-8 * 10**order / rest.duration**order)
+        rest = rest.derivative()
+
+
+@pytest.mark.parametrize("since", [0.0, 0.2, 0.6])
+def test_a_curve_that_goes_on_as_it_was_stays_what_it_was(since):
+    curve = SplineCurve(np.random.default_rng(3).normal(size=(8, 2)).cumsum(0), 4, 0.75)
+    start = np.stack([curve.at(since)[0], curve.derivative().at(since)[0]])
+    rest, times = curve.continued(since, start), np.linspace(0, 0.75 - since, 40)
+    # A part of a curve has other knots: equal from the beginning, near elsewhere.
+    tolerance = 1e-9 if since == 0 else 0.02 * np.ptp(curve.points)
+    np.testing.assert_allclose(rest.at(times), curve.at(since + times), atol=tolerance)
+
+
+def test_slower_is_the_same_way():
+    curve = SplineCurve(np.random.default_rng(4).normal(size=(8, 2)), 4, 0.75)
+    slow, times = curve.retimed(2.0), np.linspace(0, 0.75, 9)
+    np.testing.assert_allclose(slow.at(2 * times), curve.at(times), atol=1e-12)
+    np.testing.assert_allclose(slow.derivative().at(2 * times), curve.derivative().at(times) / 2, atol=1e-12)
+    np.testing.assert_allclose(slow.derivative().bounds(), np.array(curve.derivative().bounds()) / 2, atol=1e-12)
+
+
 def test_any_grid_gives_the_same_curve():
     curve = SplineCurve(np.random.default_rng(1).normal(size=(8, 2)), 4, 0.75)
     coarse, fine = np.linspace(0, 0.75, 16), np.linspace(0, 0.75, 151)
@@ -77,6 +109,12 @@ def test_any_grid_gives_the_same_curve():
         (lambda: knots(4, 4), "degree < number"),
         (lambda: basis([1.5], 8, 4), r"u in \[0, 1\]"),
         (lambda: SplineCurve(np.zeros((8, 2)), 4, 0.0), "duration"),
+        (lambda: SplineCurve(np.zeros((8, 2)), 4, 1.0).retimed(0.0), "more than 0"),
+        (lambda: SplineCurve(np.zeros((8, 2)), 4, 1.0).continued(1.0, np.zeros((1, 2))), "to go on from"),
+        (
+            lambda: SplineCurve(np.zeros((5, 2)), 4, 1.0).continued(0.5, np.zeros((2, 2))),
+            "at least 4 free control points, got 5 less the 2",
+        ),
         (lambda: SplineCurve(np.zeros(8), 4, 1.0), r"\[N, A\]"),
         (lambda: SplineCurve(np.zeros((8, 1)), 0, 1.0).derivative(), "degree >= 1"),
         (lambda: leading_points(np.zeros((6, 1)), 8, 4, 1.0), "at most 5"),

@@ -15,6 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+# Fewer free control points than this leave a join nothing to shape the rest of a chunk with.
+MIN_FREE = 4
+
+# Points at which a curve is looked at to say a part of it as a curve of its own.
+_LOOKS = 64
+
+# Of such a fit, which is determined anyhow: keeps it solvable where a part is short.
+_TINY_RIDGE = 1e-12
+
 
 def check_degree(num_basis: int, degree: int) -> None:
     """ValueError unless 0 <= degree < num_basis."""
@@ -86,6 +95,33 @@ class SplineCurve:
         """The curve of this one's rate of change per second; ValueError for degree 0."""
         points = difference_matrix(len(self.points), self.degree) @ self.points / self.duration
         return SplineCurve(points, self.degree - 1, self.duration)
+
+    def retimed(self, factor: float) -> SplineCurve:
+        """The same way, `factor` times as slow. ValueError unless factor > 0."""
+        if not factor > 0:
+            raise ValueError(f"spline: expected to be retimed by more than 0, got {factor}")
+        return SplineCurve(self.points, self.degree, self.duration * factor)
+
+    def continued(self, since: float, start: ArrayLike) -> SplineCurve:
+        """The rest of this curve from `since` seconds on, but begun otherwise: a curve of as many control points.
+
+        start: [F, A], F in 1 to 3: value, velocity per second and acceleration with which it begins, to rounding;
+        the free control points are those of the curve nearest to this one (BEAST, section 3.2, at any time instead of
+        the chunk's end). ValueError when fewer than four of them stay free, or nothing of the curve is left.
+        """
+        count = len(self.points)
+        given = np.asarray(start, np.float64)
+        if count - len(given) < MIN_FREE:
+            raise ValueError(
+                f"spline: expected at least {MIN_FREE} free control points, got {count} less the {len(given)} that "
+                "the start fixes; take more basis functions (and rows) or fewer conditions"
+            )
+        if not 0 <= since < self.duration:
+            raise ValueError(f"spline: expected a time in [0, {self.duration}) s to go on from, got {since}")
+        left = self.duration - since
+        rows = self.at(np.linspace(since, self.duration, max(_LOOKS, 4 * count)))
+        first = leading_points(given, count, self.degree, left)
+        return SplineCurve(fit(rows, count, self.degree, _TINY_RIDGE, first), self.degree, left)
 
     def bounds(self) -> tuple[Array, Array]:
         """Low and high float64 [A] that the curve stays within: the extremes of its control points.

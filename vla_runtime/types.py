@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_runtime.spline import SplineCurve
+
 Float = NDArray[np.float32]
 Image = NDArray[np.uint8]
 
@@ -49,15 +51,17 @@ class ActionChunk:
     """A function of time: row k of `actions` is in force during [start + k*period, start + (k+1)*period).
 
     actions float32 [T, A] in the units of the ActionSpec it was made for. observed: time of the
-    observation it answers. curve: the spline behind the rows, if there is one. facts: numbers that say how it
-    was decoded.
+    observation it answers. curve: the spline behind the rows, if there is one, with u = 0 at `start`: it says the
+    dimensions `curved` at any time; at a row's own time, and beyond its end, the rows do. facts: numbers that say how
+    it was decoded.
     """
 
     actions: Float
     start: float
     period: float
     observed: float
-    curve: Any = None
+    curve: SplineCurve | None = None
+    curved: tuple[int, ...] = ()
     facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -73,7 +77,15 @@ class ActionChunk:
     def at(self, time: float) -> Float | None:
         """The action float32 [A] in force at `time`, or None outside [start, end)."""
         row = self.row(time)
-        return self.actions[row] if 0 <= row < len(self.actions) else None
+        if not 0 <= row < len(self.actions):
+            return None
+        found: Float = self.actions[row]
+        since = time - self.start
+        if self.curve is None or since - row * self.period < 1e-3 * self.period or since >= self.curve.duration:
+            return found
+        found = found.copy()
+        found[list(self.curved)] = self.curve.at(since)[0]
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,7 +286,8 @@ class PolicySpec:
     chunk. max_committed: most leading rows it accepts as given. statistics: id of its normalisation
     statistics, None when it has none. seen: hashes of the initial states it was trained on. executed: rows of
     a chunk that are meant to be played before the next is asked for; None: all. weights: a hash of what was
-    learned, None where nothing was. decode: how it decodes, as plain values for a row.
+    learned, None where nothing was. decode: how it decodes, as plain values for a row. curves: whether its chunks
+    have curves, where no rows were given.
     """
 
     name: str
@@ -290,6 +303,7 @@ class PolicySpec:
     executed: int | None = None
     weights: str | None = None
     decode: Mapping[str, Any] = field(default_factory=dict)
+    curves: bool = False
 
     def __post_init__(self) -> None:
         offsets = self.observation_offsets

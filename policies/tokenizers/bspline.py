@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.tokenizers.bins import check_ids
-from vla_runtime.spline import SplineCurve, basis, fit, fit_matrix, leading_points
+from vla_runtime.spline import MIN_FREE, SplineCurve, basis, fit, fit_matrix
 
-# Fewer free control points than this leave a join nothing to shape the rest of the chunk with.
-MIN_FREE = 4
 _LEVELS = 256
 
 
@@ -94,26 +92,6 @@ class BSpline:
             raise ValueError("tokenizer: expected finite actions, got NaN or infinity")
         return self._apply(self._fit, actions_BTA.float())
 
-    def joined(self, rows_TA: NDArray[np.float32], start_FA: NDArray[np.float64], period: float) -> Tensor:
-        """Control points float32 [N, A] nearest to a chunk [T, A] that continue motion without a jump (BEAST, 3.2).
-
-        start_FA: value and, for F = 2, velocity per second at the first row, of all dimensions; binary ones, which
-        may jump, are fitted freely. period: seconds between rows. ValueError when fewer than four control points
-        would stay free.
-        """
-        if self.num_basis - len(start_FA) < MIN_FREE:
-            raise ValueError(
-                f"bspline: expected at least {MIN_FREE} free control points, got {self.num_basis} less the "
-                f"{len(start_FA)} that the start fixes; take more basis functions (and rows) or fewer conditions"
-            )
-        points = self.control_points(torch.as_tensor(rows_TA)[None])[0]
-        first = leading_points(
-            np.asarray(start_FA)[:, self._smooth], self.num_basis, self.degree, (self.rows - 1) * period
-        )
-        smooth = fit(np.asarray(rows_TA)[:, self._smooth], self.num_basis, self.degree, self.ridge, first)
-        points[:, self._smooth] = torch.from_numpy(smooth.astype(np.float32))
-        return points
-
     def rows_of(self, points_BNA: Tensor, grid: NDArray[np.float64] | None = None) -> Tensor:
         """Actions float32 [B, T, A] of control points [B, N, A], at u in `grid` [T], by default the chunk's rows."""
         tables = self._grid
@@ -121,9 +99,18 @@ class BSpline:
             tables = {kind: basis(grid, self.num_basis, kind) for kind in (self.degree, 0)}
         return self._apply(tables, points_BNA)
 
-    def curve(self, points_NA: NDArray[np.float64], period: float) -> SplineCurve:
-        """The curve through the continuous dimensions of control points [N, A]; rows are `period` seconds apart."""
-        return SplineCurve(np.asarray(points_NA, np.float64)[:, self._smooth], self.degree, (self.rows - 1) * period)
+    @property
+    def smooth(self) -> tuple[int, ...]:
+        """The dimensions that are curves; the others are piecewise constant."""
+        return tuple(self._smooth)
+
+    def curve(self, rows_TA: NDArray[np.float32], period: float) -> SplineCurve:
+        """The curve through the `smooth` dimensions of rows [T, A] of this tokenizer, in any units.
+
+        Exact for rows as it decodes them; where they were clipped, the nearest. period: seconds between rows.
+        """
+        points = fit(np.asarray(rows_TA, np.float64)[:, self._smooth], self.num_basis, self.degree, ridge=0.0)
+        return SplineCurve(points, self.degree, (self.rows - 1) * period)
 
     def encode(self, actions_BTA: Tensor) -> Tensor:
         """float [B, T, A] in [-1, 1] -> int64 ids [B, N * A]."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Live, Mean, Newest, mean_rotation
+from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Live, Mean, Newest, Spline, mean_rotation
+from vla_runtime.control.schedule import ActionSchedule
+from vla_runtime.spline import SplineCurve
 from vla_runtime.transforms import rot6d_from_matrix
-from vla_runtime.types import ActionChunk, ActionSpec, Group
+from vla_runtime.types import ActionChunk, ActionSpec, Group, SpecMismatch
 
 PERIOD = 0.1
 
@@ -111,3 +113,119 @@ def test_where_the_newest_says_nothing_nobody_speaks(time, count):
     chunks = [live(np.full((5 + 20 * (k < count - 1), 2), k), observed=0) for k in range(count)]
     for join in (Newest(), Blend(FLAT), Ensemble(FLAT), Adaptive(FLAT)):
         assert (join(chunks, time) is None) == (chunks[-1].chunk.at(time) is None)
+
+
+ARM = ActionSpec((group("position", "absolute", 3), group("gripper", "binary", 1, open=-1.0, close=1.0)))
+
+
+def curved(points, start=0.0, period=0.05, rows=16):
+    """A chunk of which three dimensions are a curve, and whose gripper shuts half way."""
+    curve = SplineCurve(np.asarray(points, np.float64), 4, (rows - 1) * period)
+    actions = np.empty((rows, 4), np.float32)
+    actions[:, :3] = curve.at(np.arange(rows) * period)
+    actions[:, 3] = np.where(np.arange(rows) < rows // 2, -1, 1)
+    return ActionChunk(actions, start, period, start, curve, (0, 1, 2))
+
+
+def test_a_curve_is_played_at_any_rate_and_its_rows_at_their_own_times():
+    chunk = curved(np.random.default_rng(0).normal(size=(8, 3)), start=2.0)
+    for time in (2.0, 2.05, 2.0 + 15 * 0.05):
+        np.testing.assert_array_equal(chunk.at(time), chunk.actions[round((time - 2.0) / 0.05)])
+    between = chunk.at(2.012)
+    np.testing.assert_allclose(between[:3], chunk.curve.at(0.012)[0], rtol=1e-6)
+    assert between[3] == -1
+    assert chunk.at(2.41)[3] == 1
+    assert chunk.at(1.99) is None
+    assert chunk.at(2.8) is None
+    np.testing.assert_array_equal(chunk.at(2.79), chunk.actions[-1])
+
+
+def after(chunk, time, step=1e-6):
+    """Position and velocity of what is executed from a time on."""
+    here, there = (chunk.curve.at(time - chunk.start + offset)[0] for offset in (0.0, step))
+    return here, (there - here) / step
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.01, 0.6), st.integers(0, 2**31))
+def test_a_spline_begins_where_the_motion_is_and_as_fast(delay, seed):
+    """At the actual time of the hand-over, on no grid: position to 1e-6, velocity to 1e-4."""
+    generator = np.random.default_rng(seed)
+    old, new = (curved(generator.uniform(-0.3, 0.3, size=(8, 3)), start) for start in (0.0, 0.1))
+    now = 0.1 + delay
+    if now > old.curve.duration:
+        return
+    schedule = ActionSchedule(ARM, 0.05, Spline(ARM))
+    schedule.splice(old, 0.0)
+    # The first goes on from itself.
+    old = schedule.chunk
+    schedule.splice(new, now)
+    joined = schedule.chunk
+    assert joined.start == now
+    np.testing.assert_allclose(joined.curve.at(0.0)[0], old.curve.at(now)[0], atol=1e-6)
+    speeds = [chunk.curve.derivative().at(now - chunk.start)[0] for chunk in (joined, old)]
+    np.testing.assert_allclose(*speeds, atol=1e-4)
+    # It ends where the policy wanted to be, when it wanted to be there.
+    assert joined.start + joined.curve.duration == pytest.approx(new.start + new.curve.duration)
+    if delay < 0.4:
+        ends = [chunk.curve.at(chunk.curve.duration)[0] for chunk in (joined, new)]
+        np.testing.assert_allclose(*ends, atol=0.1)
+    # Grippers are not curves: they shut when the policy said so, to a row.
+    shut = joined.start + 0.05 * int(np.argmax(joined.actions[:, 3] > 0))
+    assert abs(shut - max(new.start + 8 * 0.05, now)) <= 0.05 + 1e-6
+
+
+def test_acceleration_is_taken_over_if_asked_for_and_velocity_only_if_asked_for():
+    generator = np.random.default_rng(7)
+    old, new = (curved(generator.uniform(-0.3, 0.3, size=(8, 3)), start) for start in (0.0, 0.1))
+    for continuity in (0, 1, 2):
+        joined = Spline(ARM, continuity).accept(new, old, 0.33)
+        curves = [old.curve, joined.curve]
+        for order in range(3):
+            there, here = (curve.at(0.33 - start)[0] for curve, start in zip(curves, (0.0, 0.33), strict=True))
+            assert (np.abs(there - here).max() < 1e-4 * 10**order) == (order <= continuity), (continuity, order)
+            curves = [curve.derivative() for curve in curves]
+
+
+def test_after_a_gap_it_begins_from_rest():
+    old, new = (
+        curved(np.random.default_rng(seed).uniform(-0.3, 0.3, size=(8, 3)), start) for seed, start in ((1, 0.0), (2, 0.7))
+    )
+    schedule = ActionSchedule(ARM, 0.05, Spline(ARM))
+    schedule.splice(old, 0.0)
+    held = schedule.command_at(0.78).values
+    assert schedule.command_at(0.9).held
+    schedule.splice(new, 1.0)
+    joined = schedule.chunk
+    np.testing.assert_allclose(joined.curve.at(0.0)[0], held[:3], atol=1e-6)
+    np.testing.assert_allclose(joined.curve.derivative().at(0.0)[0], 0.0, atol=1e-9)
+
+
+def test_what_would_be_too_fast_is_executed_more_slowly():
+    way = np.linspace(0, 1, 8)[:, None] * np.array([0.3, 0, 0])
+    old, new = curved(0 * way), curved(way)
+    fastest = np.linalg.norm(Spline(ARM).accept(new, old, 0.0).curve.derivative().points, axis=1).max()
+    for limits in ({"fastest": {"position": fastest / 2}}, {"hardest": {"position": 1.0}}):
+        joined = Spline(ARM, **limits).accept(new, old, 0.0)
+        assert joined.curve.duration > new.curve.duration
+        times = np.linspace(0, joined.curve.duration, 400)
+        speed, change = joined.curve.derivative(), joined.curve.derivative().derivative()
+        assert np.linalg.norm(speed.at(times), axis=1).max() <= limits.get("fastest", {}).get("position", np.inf)
+        assert np.linalg.norm(change.at(times), axis=1).max() <= limits.get("hardest", {}).get("position", np.inf)
+        np.testing.assert_allclose(joined.curve.at(joined.curve.duration)[0], [0.3, 0, 0], atol=0.02)
+        assert joined.end >= joined.start + joined.curve.duration
+        # The gripper shuts at the same place of the way.
+        assert np.argmax(joined.actions[:, 3] > 0) == pytest.approx(8 * joined.curve.duration / 0.75, abs=1)
+
+
+def test_what_a_spline_cannot_join_is_refused():
+    rows = ActionChunk(np.zeros((16, 4), np.float32), 0.0, 0.05, 0.0)
+    with pytest.raises(SpecMismatch, match="expected a chunk with a curve, got rows alone"):
+        Spline(ARM).accept(rows, None, 0.0)
+    with pytest.raises(ValueError, match="expected absolute actions"):
+        Spline(FLAT)
+    with pytest.raises(ValueError, match="expected 0, 1 or 2, got 3"):
+        Spline(ARM, 3)
+    few = curved(np.zeros((6, 3)))
+    with pytest.raises(ValueError, match="at least 4 free control points, got 6 less the 3"):
+        Spline(ARM, 2).accept(few, few, 0.3)

@@ -6,13 +6,15 @@ newest decides). Increments to a measured pose have no mean: their references di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_runtime.spline import SplineCurve
 from vla_runtime.transforms import (
     axis_angle_from_matrix,
     matrix_from_axis_angle,
@@ -21,9 +23,10 @@ from vla_runtime.transforms import (
     quaternion_from_matrix,
     rot6d_from_matrix,
 )
-from vla_runtime.types import ActionChunk, ActionSpec, Float
+from vla_runtime.types import ActionChunk, ActionSpec, Float, SpecMismatch
 
 Array = NDArray[np.float64]
+_log = logging.getLogger(__name__)
 
 # To a matrix [3, 3] and back, by the name of the convention.
 ROTATIONS = {
@@ -42,19 +45,30 @@ class Live:
 
 
 class Join(Protocol):
-    """Answers the action float32 [A] at a time from live chunks, oldest first; None where the newest says nothing."""
+    """What is executed where chunks overlap."""
 
-    def __call__(self, live: Sequence[Live], time: float) -> Float | None: ...
+    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk:
+        """The chunk as it is to be executed from `begins` on, where it follows another."""
+
+    def __call__(self, live: Sequence[Live], time: float) -> Float | None:
+        """The action float32 [A] at a time from live chunks, oldest first; None where the newest says nothing."""
 
 
-class Newest:
+class _AsItIs:
+    """A chunk is executed as the policy said it."""
+
+    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk:
+        return chunk
+
+
+class Newest(_AsItIs):
     """The newest chunk alone."""
 
     def __call__(self, live: Sequence[Live], time: float) -> Float | None:
         return live[-1].chunk.at(time)
 
 
-class Blend:
+class Blend(_AsItIs):
     """A cross-fade from the chunk before over the first `rows` rows that a chunk executes."""
 
     def __init__(self, spec: ActionSpec, rows: int = 4):
@@ -72,7 +86,7 @@ class Blend:
         return self._mean(np.stack([old, new]), np.array([1 - share, share]))
 
 
-class Ensemble:
+class Ensemble(_AsItIs):
     """ACT's temporal ensemble (arXiv 2304.13705, section 4): w = exp(-decay * i), i periods after the oldest chunk.
 
     Age counts, not the order of arrival, so that how often chunks are asked for does not matter.
@@ -89,7 +103,7 @@ class Ensemble:
         return self._mean(rows, np.exp(-self._decay * (seen - seen[0]) / said[-1].chunk.period))
 
 
-class Adaptive:
+class Adaptive(_AsItIs):
     """CogACT's adaptive ensemble (arXiv 2411.19650, section 3.4): chunks count as much as they agree with the newest.
 
     w = exp(sharpness * cosine to the newest row), over dimensions scaled by their range, grippers left out. Near zero,
@@ -119,6 +133,93 @@ class Adaptive:
         else:
             alike = unit @ unit[-1] / (lengths * lengths[-1] + 1e-7)
         return self._mean(rows, np.exp(self._sharpness * alike))
+
+
+class Spline(Newest):
+    """The newest chunk's curve, begun where the motion before is at the moment of the hand-over, and as fast.
+
+    continuity: 0 takes over the position, 1 the velocity, too, 2 the acceleration, too; what follows is the curve
+    nearest to the policy's. fastest, hardest: largest speed and acceleration by the name of a group; a chunk that would
+    break them is executed more slowly, as far as needed: both are bounded by the control points before it is accepted.
+    Source: BEAST (arXiv 2506.06072, section 3.2), at any time instead of the chunk's end.
+
+    ValueError for a spec with other groups than absolute and binary ones, and for an unknown continuity.
+    """
+
+    # A chunk that is still too fast when so much slower begins too fast.
+    SLOWEST = 8.0
+
+    def __init__(
+        self,
+        spec: ActionSpec,
+        continuity: int = 1,
+        fastest: Mapping[str, float] | None = None,
+        hardest: Mapping[str, float] | None = None,
+    ):
+        kinds = {group.kind for group in spec.groups}
+        if kinds - {"absolute", "binary"}:
+            raise ValueError(
+                f"loop.join=spline: expected absolute actions, whose curve is the motion, got {sorted(kinds)}; take "
+                "env.control=absolute, or join=newest or prefix"
+            )
+        if type(continuity) is not int or not 0 <= continuity <= 2:
+            raise ValueError(f"loop.continuity: expected 0, 1 or 2, got {continuity!r}")
+        self._spec, self._continuity = spec, continuity
+        self._bounds = [(name, 1, most) for name, most in (fastest or {}).items()]
+        self._bounds += [(name, 2, most) for name, most in (hardest or {}).items()]
+
+    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk:
+        """SpecMismatch for a chunk without a curve; ValueError where its curve has too few control points."""
+        if chunk.curve is None:
+            raise SpecMismatch("loop.join=spline: expected a chunk with a curve, got rows alone")
+        since = max(begins - chunk.start, 0.0)
+        if chunk.curve.duration - since <= chunk.period:
+            return chunk  # All but over: there is nothing to shape.
+        left = ActionChunk(
+            chunk.actions[chunk.row(chunk.start + since) :], begins, chunk.period, chunk.observed, None, (), chunk.facts
+        )
+        start = self._motion(chunk, begins, 0) if before is None else self._motion(before, begins, self._continuity)
+        factor, curve = 1.0, chunk.curve.continued(since, start)
+        while self._too_fast(curve, chunk.curved) and factor < self.SLOWEST:
+            # What has begun cannot be slower than it is: only what follows is.
+            factor *= 1.1
+            rest = chunk.curve.continued(since, self._motion(chunk, begins, 0)).retimed(factor)
+            curve = rest.continued(0.0, start)
+        if self._too_fast(curve, chunk.curved):
+            _log.warning("loop.join=spline: a chunk at %.3f s is too fast however slowly it goes on", begins)
+        return _of_curve(left, curve, chunk.curved, factor)
+
+    def _motion(self, chunk: ActionChunk, time: float, orders: int) -> Array:
+        """Value and `orders` derivatives [1 + orders, D] of the dimensions that are curves, standing after the end."""
+        found = np.zeros((1 + orders, len(chunk.curved)))
+        curve, since = chunk.curve, time - chunk.start
+        assert curve is not None
+        found[0] = curve.at(min(since, curve.duration))[0]
+        for order in range(1, 1 + orders if since < curve.duration else 1):
+            curve = curve.derivative()
+            found[order] = curve.at(since)[0]
+        return found
+
+    def _too_fast(self, curve: SplineCurve, curved: Sequence[int]) -> bool:
+        """Whether control points of a derivative lie beyond a limit. For rot6d their length is at least the speed in
+        radians, since both columns are of length 1."""
+        for name, order, most in self._bounds:
+            part = self._spec.slices[name]
+            dims = [index for index, dim in enumerate(curved) if part.start <= dim < part.stop]
+            bound = curve.derivative() if order == 1 else curve.derivative().derivative()
+            if np.linalg.norm(bound.points[:, dims], axis=1).max() > most * (1 + 1e-9):
+                return True
+        return False
+
+
+def _of_curve(rows: ActionChunk, curve: SplineCurve, curved: Sequence[int], factor: float) -> ActionChunk:
+    """A chunk whose rows are of `curve`, `factor` times as slow as the rows it has."""
+    count = int(np.floor(curve.duration / rows.period + 1e-6)) + 1
+    times = np.minimum(np.arange(count) * rows.period, curve.duration)
+    nearest = np.minimum(np.floor(np.arange(count) / factor + 1e-6).astype(int), len(rows.actions) - 1)
+    actions = rows.actions[nearest].copy()
+    actions[:, list(curved)] = curve.at(times)
+    return replace(rows, actions=actions, curve=curve, curved=tuple(curved))
 
 
 class Mean:

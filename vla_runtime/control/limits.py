@@ -53,7 +53,8 @@ class Limits:
     """Watches the commands of one run.
 
     spec: whose range holds. period: seconds between commands. groups: limits by the name of a group. level: warn, clamp
-    or stop. `clamped` counts commands that were changed, `events` what was broken, by "group limit". ValueError for a
+    or stop. `clamped` counts commands that were changed, `events` what was broken, by "group limit"; `broken`: what the
+    last command broke. ValueError for a
     group that is not there, is binary, or has no such limit, and for an unknown level.
     """
 
@@ -70,6 +71,7 @@ class Limits:
         self._groups = [_Watch(spec, name, limits, period) for name, limits in (groups or {}).items()]
         self.clamped = 0
         self.events: Counter[str] = Counter()
+        self.broken: tuple[str, ...] = ()
 
     def inside(self, rows_TA: Float) -> Float:
         """Rows [T, A] inside the range; nothing is counted."""
@@ -81,8 +83,8 @@ class Limits:
         """
         self._spec.validate(command.values)
         values, moved = self._spec.clamp(command.values)
-        if moved:
-            self.events["range"] += 1
+        self.broken = ("range",) if moved else ()
+        self.events.update(self.broken)
         for watch in self._groups:
             values = self._watched(watch, values, command.due)
         # Braking within an acceleration may lead beyond the range: a wall is a wall.
@@ -109,6 +111,7 @@ class Limits:
             if not self.events[said]:
                 _log.warning("%s; %s", message, "sent all the same" if self._level == "warn" else "brought inside")
             self.events[said] += 1
+            self.broken += (said,)
         return values if self._level == "warn" else allowed
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.joins import Join
@@ -29,11 +31,21 @@ _REMEMBERED = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tick:
-    """One control period, after its command was applied. observation: before it, with the images it had."""
+    """One control period, after its command was applied.
+
+    observation: before it, with the images it had. wanted: the action float32 [A] that was due, before limits; broken:
+    the limits that it broke. asked: rows [c, A] that the question of this tick told the policy of, None without a
+    question. answer: the chunk the planner had in this tick, as it came. allowed: whether safety let the policy move.
+    """
 
     index: int
     observation: Observation
     command: Command
+    wanted: Float
+    broken: tuple[str, ...]
+    asked: Float | None
+    answer: ActionChunk | None
+    allowed: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -63,142 +75,43 @@ def run(
     prefix: bool = False,
     join: Join | None = None,
     stands: bool = False,
+    limits: Limits | None = None,
     safety: Safety | None = None,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
 
-    replan: rows of a chunk that are executed before the next is asked for. cameras_every: also render all
-    cameras at every n-th tick, for recording. result: filled in as the episode goes, so that what happened
-    survives an exception. wall: times planning and ticks; the machine's clock unless given. planner: made of the
-    session and `wall`; `InStep` unless given. prefix: tell the policy which rows will be executed anyhow while it
-    thinks, and execute them: as many as the slowest of the last answers took. Until the first chunk is there the
-    robot stands. stands: so it does while the policy thinks, at every question, and then begins with the first row
-    of the answer. join: what is executed where chunks overlap; the newest alone unless given. safety: asked at every
-    tick; where it forbids motion the robot stands, and when it allows it again everything begins anew.
+    replan: rows of a chunk that are executed before the next is asked for; rows are the policy's periods, which need
+    not be the environment's. cameras_every: also render all cameras at every n-th tick, for recording. result: filled
+    in as the episode goes, so that what happened survives an exception. wall: times planning and ticks; the machine's
+    clock unless given. planner: made of the session and `wall`; `InStep` unless given. prefix: tell the policy which
+    rows will be executed anyhow while it thinks, and execute them: as many as the slowest of the last answers took.
+    Until the first chunk is there the robot stands. stands: so it does while the policy thinks, at every question, and
+    then begins with the first row of the answer. join: what is executed where chunks overlap; the newest alone unless
+    given. limits: the last look at every command; the range alone unless given. safety: asked at every tick; where it
+    forbids motion the robot stands, and when it allows it again everything begins anew.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
-    spec = env.spec
-    result = result or Run()
-    wall = wall or SystemClock()
-    trace = result.trace
     if not 1 <= replan <= policy.horizon:
         raise ValueError(f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {replan}")
     if prefix and not policy.max_committed:
         raise ValueError(f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}")
-    thinking = planner(session, wall)
-    limits = Limits(spec.action)
-    schedule = ActionSchedule(spec.action, spec.period, join)
-    policy_cameras = tuple(camera.name for camera in policy.cameras)
-    every_camera = tuple(camera.name for camera in spec.cameras)
-    offsets = policy.observation_offsets
-    history: deque[Observation] = deque(maxlen=1 - offsets[0])
-    last_step = spec.max_steps if max_steps is None else max_steps
+    result = result or Run()
+    wall = wall or SystemClock()
+    last_step = env.spec.max_steps if max_steps is None else max_steps
     # The environment says what time it is when the loop begins; deadlines are the clock's.
-    start, first = clock.now(), 0.0
-    next_plan = 0
-    # Of the question that is being thought about: when it was asked, how many rows it was given, holds before it.
-    asked_at, given, held_before = 0.0, 0, 0
-    waiting = False
-    # How long the last answers took; begun anew with the motion.
-    waits: deque[float] = deque(maxlen=_REMEMBERED)
-    playing: ActionChunk | None = None
-    stand: Float | None = None
-    moves_since = -math.inf
-
-    with closing(thinking):
+    start = clock.now()
+    with closing(planner(session, wall)) as thinking:
+        loop = _Loop(
+            env, policy, thinking, wall, result, replan, cameras_every, prefix, join, stands,
+            limits or Limits(env.spec.action), safety,
+        )  # fmt: skip
         for index in range(last_step):
-            tick_began = wall.now()
-            cameras: tuple[str, ...] = ()
-            if any(index - offset == next_plan for offset in offsets):
-                cameras = policy_cameras
-            if cameras_every is not None and index % cameras_every == 0:
-                cameras = every_camera
-
-            env_began = wall.now()
-            observation = env.observe(cameras)
-            outside = wall.now() - env_began
-            spec.validate(observation)
-            first = observation.time if index == 0 else first
-            now = first + index * spec.period
-            if abs(observation.time - now) > spec.period:
-                raise SpecMismatch(
-                    f"observation time: expected {now:.4f} s on the loop's clock, got {observation.time:.4f} s"
-                )
-            history.append(observation)
-
-            allowed = True
-            if safety is not None:
-                if index == 0:
-                    safety.begin(now)
-                allowed = safety.check(now, observation.time, schedule.committed(now, 1) is not None)
-                if not allowed or safety.since != moves_since:
-                    # Also where a stop came and went between two ticks: nothing of before is used.
-                    moves_since, next_plan = safety.since, index + (not allowed)
-                    schedule, playing = ActionSchedule(spec.action, spec.period, join), None
-                    limits.forget()
-                    waits.clear()
-
-            if index == next_plan and thinking.busy:
-                next_plan += 1
-            elif index == next_plan:
-                seen = [history[max(len(history) - 1 + offset, 0)] for offset in offsets]
-                committed = schedule.committed(now, _expected_rows(waits, spec.period, policy)) if prefix else None
-                asked_at, given, held_before = now, 0 if committed is None else len(committed), trace.held
-                asked = wall.now()
-                thinking.ask(seen, committed if committed is None else limits.inside(committed))
-                outside += wall.now() - asked
-                next_plan = index + replan
-                waiting = True
-            chunk = thinking.take(now)
-            if stands and waiting and chunk is None:
-                schedule, playing = ActionSchedule(spec.action, spec.period, join), None
-                next_plan += 1
-            waiting = waiting and chunk is None
-            if chunk is not None and (not allowed or asked_at < moves_since):
-                chunk = None
-            if chunk is not None:
-                # Observations are a little older than the tick that asks; rows are played from tick to tick.
-                chunk = replace(chunk, start=chunk.start + asked_at - chunk.observed, observed=asked_at)
-                trace.latencies.append(thinking.seconds)
-                trace.delays.append(now - asked_at)
-                waits.append(now - asked_at)
-                trace.facts.append(chunk.facts)
-                result.plans += 1
-                if len(chunk.actions) < replan:
-                    raise SpecMismatch(
-                        f"chunk: expected at least loop.replan = {replan} rows, got {len(chunk.actions)}"
-                    )
-                # More rows have passed than the policy was told of: it planned from another place.
-                passed = round((now - asked_at) / spec.period) - (trace.held - held_before)
-                trace.late += prefix and schedule.chunk is not None and passed > given
-                schedule.splice(chunk, now, chunk.observed + given * spec.period)
-
-            if schedule.chunk is None:
-                # Once: a robot that is told where it is sinks with every look. A hand that moves it moves the place.
-                if stand is None or (safety is not None and safety.human):
-                    stand = standing(spec, observation, trace.commands[-1] if trace.commands else None)
-                command = limits.clamp(Command(stand, now, held=True))
-            else:
-                stand = None
-                command = limits.clamp(schedule.command_at(now))
-                if playing is not None and schedule.chunk is not playing:
-                    trace.seams.append(index)
-                playing = schedule.chunk
-            result.clamped = limits.clamped
-            trace.held += command.held
-            trace.states.append(observation.state)
-            trace.commands.append(command.values)
-
-            env_began = wall.now()
-            env.apply(command)
-            outcome = env.outcome()
-            outside += wall.now() - env_began
-            result.steps = index + 1
-            trace.ticks.append(wall.now() - tick_began - outside)
+            tick = loop.tick(index)
+            outcome = loop.act(tick.command)
             if on_tick is not None:
-                on_tick(Tick(index, observation, command))
-            deadline = start + (index + 1) * spec.period
-            trace.overruns += clock.now() > deadline
+                on_tick(tick)
+            deadline = start + (index + 1) * env.spec.period
+            result.trace.overruns += clock.now() > deadline
             clock.sleep_until(deadline)
             if outcome is not None:
                 result.outcome = outcome
@@ -209,7 +122,177 @@ def run(
     return result
 
 
-def _expected_rows(waits: Iterable[float], period: float, policy: PolicySpec) -> int:
-    """How many rows will pass before the next answer is there: as in the slowest of the last, rounded up."""
-    slowest = max(waits, default=0.0)
-    return min(math.ceil(slowest / period - 1e-3), policy.max_committed)
+class _Loop:
+    """What is remembered from tick to tick: the plan in force, the question that is being thought about, the times."""
+
+    def __init__(
+        self,
+        env: Env,
+        policy: PolicySpec,
+        thinking: Planner,
+        wall: Clock,
+        result: Run,
+        replan: int,
+        cameras_every: int | None,
+        prefix: bool,
+        join: Join | None,
+        stands: bool,
+        limits: Limits,
+        safety: Safety | None,
+    ):
+        self._env, self._policy, self._thinking, self._wall, self._result = env, policy, thinking, wall, result
+        self._replan, self._cameras_every, self._stands = replan, cameras_every, stands
+        self._prefix, self._join, self._limits, self._safety = prefix, join, limits, safety
+        self._period = env.spec.period
+        # Control periods that a row of the policy lasts.
+        self._per_row = policy.period / self._period
+        self._offsets = [round(offset * self._per_row) for offset in policy.observation_offsets]
+        self._history: deque[Observation] = deque(maxlen=1 - self._offsets[0])
+        self._policy_cameras = tuple(camera.name for camera in policy.cameras)
+        self._all_cameras = tuple(camera.name for camera in env.spec.cameras)
+        self._first = 0.0
+        self._next_plan = 0
+        # Of the question that is being thought about: when it was asked, how many rows it was given, holds before it.
+        self._asked_at, self._given, self._held_before = 0.0, 0, 0
+        self._waiting = False
+        # How long the last answers took; begun anew with the motion.
+        self._waits: deque[float] = deque(maxlen=_REMEMBERED)
+        self._stand: Float | None = None
+        self._moves_since = -math.inf
+        self._began = self._outside = 0.0
+        self._playing: ActionChunk | None = None
+        self._forget()
+
+    def tick(self, index: int) -> Tick:
+        """Look, think and decide: everything of a period but the command's execution."""
+        self._began, self._outside = self._wall.now(), 0.0
+        observation, now = self._look(index)
+        allowed = self._safe(index, now, observation)
+        asked = self._ask(index, now)
+        answer = self._take(index, now, allowed)
+        wanted = self._due(index, now, observation)
+        command = self._limits.clamp(wanted)
+        trace = self._result.trace
+        self._result.clamped = self._limits.clamped
+        trace.held += command.held
+        trace.states.append(observation.state)
+        trace.commands.append(command.values)
+        return Tick(index, observation, command, wanted.values, self._limits.broken, asked, answer, allowed)
+
+    def act(self, command: Command) -> Outcome | None:
+        """Execute a command; how the episode ended, if it did."""
+        began = self._wall.now()
+        self._env.apply(command)
+        outcome = self._env.outcome()
+        self._outside += self._wall.now() - began
+        self._result.steps += 1
+        self._result.trace.ticks.append(self._wall.now() - self._began - self._outside)
+        return outcome
+
+    def _look(self, index: int) -> tuple[Observation, float]:
+        cameras: tuple[str, ...] = ()
+        if any(index - offset == self._next_plan for offset in self._offsets):
+            cameras = self._policy_cameras
+        if self._cameras_every is not None and index % self._cameras_every == 0:
+            cameras = self._all_cameras
+        began = self._wall.now()
+        observation = self._env.observe(cameras)
+        self._outside += self._wall.now() - began
+        self._env.spec.validate(observation)
+        self._first = observation.time if index == 0 else self._first
+        now = self._first + index * self._period
+        if abs(observation.time - now) > self._period:
+            raise SpecMismatch(
+                f"observation time: expected {now:.4f} s on the loop's clock, got {observation.time:.4f} s"
+            )
+        self._history.append(observation)
+        return observation, now
+
+    def _safe(self, index: int, now: float, observation: Observation) -> bool:
+        """Whether the policy may move the robot; where that has changed, nothing of before is used."""
+        if self._safety is None:
+            return True
+        if index == 0:
+            self._safety.begin(now)
+        covered = self._schedule.committed(now, 1, self._period) is not None
+        allowed = self._safety.check(now, observation.time, covered)
+        # Also where a stop came and went between two ticks.
+        if not allowed or self._safety.since != self._moves_since:
+            self._moves_since, self._next_plan = self._safety.since, index + (not allowed)
+            self._forget()
+            self._limits.forget()
+            self._waits.clear()
+        return allowed
+
+    def _ask(self, index: int, now: float) -> Float | None:
+        """Ask if a question is due and nobody is thinking; the rows it was told of."""
+        if index != self._next_plan:
+            return None
+        if self._thinking.busy:
+            self._next_plan += 1
+            return None
+        seen = [self._history[max(len(self._history) - 1 + offset, 0)] for offset in self._offsets]
+        committed = None
+        if self._prefix:
+            # As many rows as will have passed when the answer is there: as in the slowest of the last, rounded up.
+            slowest = max(self._waits, default=0.0)
+            rows = min(math.ceil(slowest / self._policy.period - 1e-3), self._policy.max_committed)
+            committed = self._schedule.committed(now, rows, self._policy.period)
+        if committed is not None:
+            committed = self._limits.inside(committed)
+        self._asked_at, self._held_before = now, self._result.trace.held
+        self._given = 0 if committed is None else len(committed)
+        began = self._wall.now()
+        self._thinking.ask(seen, committed)
+        self._outside += self._wall.now() - began
+        self._next_plan = index + max(1, round(self._replan * self._per_row))
+        self._waiting = True
+        return np.zeros((0, self._env.spec.action.size), np.float32) if committed is None else committed
+
+    def _take(self, index: int, now: float, allowed: bool) -> ActionChunk | None:
+        """The answer, if it is there, and into the plan with it, unless it answers what no longer counts."""
+        answer = self._thinking.take(now)
+        if answer is None:
+            if self._stands and self._waiting:
+                self._forget()
+                self._next_plan += 1
+            return None
+        self._waiting = False
+        if not allowed or self._asked_at < self._moves_since:
+            return answer
+        # Observations are a little older than the tick that asks; rows are played from tick to tick.
+        chunk = replace(answer, start=answer.start + self._asked_at - answer.observed, observed=self._asked_at)
+        trace = self._result.trace
+        trace.latencies.append(self._thinking.seconds)
+        trace.delays.append(now - self._asked_at)
+        self._waits.append(now - self._asked_at)
+        trace.facts.append(chunk.facts)
+        self._result.plans += 1
+        if len(chunk.actions) < self._replan:
+            raise SpecMismatch(f"chunk: expected at least loop.replan = {self._replan} rows, got {len(chunk.actions)}")
+        # More rows have passed than the policy was told of: it planned from another place.
+        passed = (now - self._asked_at) / self._policy.period - (trace.held - self._held_before) / self._per_row
+        trace.late += self._prefix and self._schedule.chunk is not None and passed > self._given + 1e-3
+        self._schedule.splice(chunk, now, chunk.observed + self._given * self._policy.period)
+        return answer
+
+    def _due(self, index: int, now: float, observation: Observation) -> Command:
+        """What the plan says of now; what keeps the robot still where there is none."""
+        trace = self._result.trace
+        if self._schedule.chunk is None:
+            # Once: a robot that is told where it is sinks with every look. A hand that moves it moves the place.
+            if self._stand is None or (self._safety is not None and self._safety.human):
+                last = trace.commands[-1] if trace.commands else None
+                self._stand = standing(self._env.spec, observation, last)
+            return Command(self._stand, now, held=True)
+        self._stand = None
+        command = self._schedule.command_at(now)
+        if self._playing is not None and self._schedule.chunk is not self._playing:
+            trace.seams.append(index)
+        self._playing = self._schedule.chunk
+        return command
+
+    def _forget(self) -> None:
+        """No plan is in force any more."""
+        self._schedule = ActionSchedule(self._env.spec.action, self._period, self._join)
+        self._playing = None

@@ -16,7 +16,8 @@ from vla_runtime.types import ActionChunk, ActionSpec, Command, EnvSpec, Float, 
 class ActionSchedule:
     """The plan in force. `splice` puts a chunk in, `command_at` reads what is due.
 
-    period: seconds between commands. join: what is executed where chunks overlap; the newest alone unless given.
+    period: seconds between commands, which need not be a chunk's. join: what is executed where chunks overlap; the
+    newest alone unless given.
     """
 
     def __init__(self, spec: ActionSpec, period: float, join: Join | None = None):
@@ -51,18 +52,19 @@ class ActionSchedule:
         delay = max(0.0, begins - held_since)
         if delay > 0.0:
             chunk = replace(chunk, start=chunk.start + delay)
+        chunk = self._join.accept(chunk, before, begins)
         (self._next if begins > now and self._live else self._live).append(Live(chunk, begins))
 
-    def committed(self, time: float, most: int) -> Float | None:
-        """Rows float32 [c, A] that are due at `time` and in the periods after it; None without any.
+    def committed(self, time: float, most: int, period: float) -> Float | None:
+        """Rows float32 [c, A] that are due at `time` and every `period` seconds after it; None without any.
 
         c: `most`, or as many as come before the last chunk takes over, which somebody was told of before. They end
         where the plan does: a robot that holds is committed to nothing.
         """
         rows: list[Float] = []
-        told = round((self._next[-1].begins - time) / self._period) if self._next else 0
+        told = round((self._next[-1].begins - time) / period) if self._next else 0
         for index in range(max(most, told)):
-            row = self._due(time + index * self._period)
+            row = self._due(time + index * period)
             if row is None:
                 break
             rows.append(row)
