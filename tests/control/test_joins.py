@@ -189,7 +189,8 @@ def test_acceleration_is_taken_over_if_asked_for_and_velocity_only_if_asked_for(
 
 def test_after_a_gap_it_begins_from_rest():
     old, new = (
-        curved(np.random.default_rng(seed).uniform(-0.3, 0.3, size=(8, 3)), start) for seed, start in ((1, 0.0), (2, 0.7))
+        curved(np.random.default_rng(seed).uniform(-0.3, 0.3, size=(8, 3)), start)
+        for seed, start in ((1, 0.0), (2, 0.7))
     )
     schedule = ActionSchedule(ARM, 0.05, Spline(ARM))
     schedule.splice(old, 0.0)

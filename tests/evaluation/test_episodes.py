@@ -33,6 +33,26 @@ def test_latency_costs_time_and_is_in_the_row():
     assert late["steps"] > row()["steps"]
 
 
+def test_limits_and_safety_are_options_and_what_they_do_is_in_the_row():
+    free = row()
+    assert (free["limits"], free["safety"]) == ({}, [])
+    slow = row("limits.groups={joints: {speed: 0.4}}")
+    assert slow["limits"] == {"joints speed": slow["clamped"]}
+    assert slow["clamped"] > 0
+    assert slow["steps"] > free["steps"]
+    assert slow["loop"]["limits"] == {"level": "clamp", "groups": {"joints": {"speed": 0.4}}}
+    warned = row("limits.groups={joints: {speed: 0.4}}", "limits.level=warn")
+    assert (warned["clamped"], warned["steps"]) == (0, free["steps"])
+    stopped = row("limits.groups={joints: {speed: 0.4}}", "limits.level=stop")
+    assert "LimitExceeded: limits: at 0.000 s joints: expected speed at most 0.4" in stopped["error"]
+    assert stopped["limits"] == {}
+    late = row("loop=async", "loop.latency=3.0", "safety.plan=2.0")
+    assert (late["success"], late["reason"]) == (False, "stopped")
+    ((time, what, why),) = late["safety"]
+    assert (time, what) == (2.05, "stopped")
+    assert why.startswith("plan: expected one within 2.0 s")
+
+
 def test_in_step_it_stands_while_it_thinks():
     steady, stood = row(), row("loop.latency=0.1")
     assert stood["success"]
@@ -48,8 +68,12 @@ def test_in_step_it_stands_while_it_thinks():
         (["loop.latency=-1"], "expected seconds from 0 on"),
         (["loop.latency=[0,0.1,0.0]"], "all with different names"),
         (["loop.latency=[]"], "expected at least one"),
-        (["loop.join=glue"], "loop.join: expected one of newest, prefix, blend, ensemble, adaptive, got 'glue'"),
+        (["loop.join=glue"], "loop.join: expected one of newest, prefix, blend, ensemble, adaptive, spline, got 'glue'"),
         (["loop.join=prefix"], "expected a policy that takes committed rows, got"),
+        (["loop.join=spline"], "expected a policy whose chunks have curves"),
+        (["limits.level=hope"], "limits.level: expected one of warn, clamp, stop, got 'hope'"),
+        (["limits.groups={wings: {speed: 1}}"], "wings"),
+        (["safety.plan=0"], "safety.plan: expected more than 0 seconds"),
     ],
 )
 def test_loops_that_cannot_be_are_refused(options, message):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +19,7 @@ from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.joins import Join
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.planner import InStep, Planner
-from vla_runtime.control.safety import Safety
+from vla_runtime.control.safety import Event, Safety
 from vla_runtime.control.schedule import ActionSchedule, standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
@@ -50,12 +50,17 @@ class Tick:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """How one episode went. steps: commands applied; plans: chunks taken; clamped: commands changed by limits."""
+    """How one episode went. steps: commands applied; plans: chunks taken; clamped: commands changed by limits.
+
+    broken: how often which limit was broken; events: what safety did.
+    """
 
     outcome: Outcome = field(default_factory=lambda: Outcome(False, "stopped"))
     steps: int = 0
     plans: int = 0
     clamped: int = 0
+    broken: Mapping[str, int] = field(default_factory=dict)
+    events: Sequence[Event] = ()
     trace: Trace = field(default_factory=Trace)
 
 
@@ -97,13 +102,15 @@ def run(
         raise ValueError(f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}")
     result = result or Run()
     wall = wall or SystemClock()
+    limits = limits or Limits(env.spec.action)
+    result.broken, result.events = limits.events, () if safety is None else safety.events
     last_step = env.spec.max_steps if max_steps is None else max_steps
     # The environment says what time it is when the loop begins; deadlines are the clock's.
     start = clock.now()
     with closing(planner(session, wall)) as thinking:
         loop = _Loop(
             env, policy, thinking, wall, result, replan, cameras_every, prefix, join, stands,
-            limits or Limits(env.spec.action), safety,
+            limits, safety,
         )  # fmt: skip
         for index in range(last_step):
             tick = loop.tick(index)
@@ -118,7 +125,8 @@ def run(
                 return result
 
     progress = getattr(env, "progress", None)
-    result.outcome = Outcome(False, "time", None if progress is None else progress())
+    reason = "time" if safety is None or safety.stopped is None else "stopped"
+    result.outcome = Outcome(False, reason, None if progress is None else progress())
     return result
 
 
@@ -215,7 +223,9 @@ class _Loop:
         if index == 0:
             self._safety.begin(now)
         covered = self._schedule.committed(now, 1, self._period) is not None
-        allowed = self._safety.check(now, observation.time, covered)
+        # A camera that stands still does not stop the clock of the joints.
+        observed = min([observation.time, *observation.image_times.values()])
+        allowed = self._safety.check(now, observed, covered)
         # Also where a stop came and went between two ticks.
         if not allowed or self._safety.since != self._moves_since:
             self._moves_since, self._next_plan = self._safety.since, index + (not allowed)

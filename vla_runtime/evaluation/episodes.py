@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import platform
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,18 @@ import numpy as np
 import vla_runtime
 from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
 from vla_runtime.contract import Contract, require_match
-from vla_runtime.control.clock import SystemClock, VirtualClock
-from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join
-from vla_runtime.control.loop import Run, run
-from vla_runtime.control.planner import Delayed, latencies
+from vla_runtime.control.clock import SystemClock
+from vla_runtime.control.loop import Run
+from vla_runtime.control.planner import latencies
+from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
-from vla_runtime.types import ActionSpec, Command, Image, PolicySpec
+from vla_runtime.types import Command, Image
 
 _log = logging.getLogger(__name__)
-
-# What `loop.join=` may name beside newest and prefix, which execute one chunk at a time.
-MIXING: dict[str, Callable[[ActionSpec], Join]] = {"blend": Blend, "ensemble": Ensemble, "adaptive": Adaptive}
-JOINS = ("newest", "prefix", *MIXING)
 
 # Every second control tick: half the rendering, and motion still looks smooth.
 _VIDEO_STRIDE = 2
@@ -71,17 +66,11 @@ class EpisodeRunner:
         self._policy: Policy = build_policy(config, self._env)
         spec, policy = self._env.spec, self._policy.spec
         require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
-        replan = config["loop"]["replan"]
-        self._replan = policy.executed or policy.horizon if replan is None else replan
-        if not isinstance(self._replan, int) or not 1 <= self._replan <= policy.horizon:
-            raise BadArguments(
-                f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self._replan!r}"
-            )
-        loop = config["loop"]
-        self._latencies = latency_points(loop)
-        self._prefix = loop.get("join") == "prefix"
-        self._stands = loop["mode"] == "sync"
-        self._join = _join(loop, policy, spec.action)
+        self._latencies = latency_points(config["loop"])
+        try:
+            self._settings = Settings(config["loop"], config["limits"], config["safety"], spec, policy)
+        except ValueError as error:
+            raise BadArguments(str(error)) from error
         self._common = {
             "env": config["choices"]["env"],
             "seed": config["seed"],
@@ -94,12 +83,7 @@ class EpisodeRunner:
             "style": config["style"],
             "recover": config["recover"],
             "versions": {"vla_runtime": vla_runtime.__version__, "python": platform.python_version(), **spec.versions},
-            "loop": {
-                "mode": loop["mode"],
-                "join": loop.get("join", "newest"),
-                "replan": self._replan,
-                "rate_hz": round(1 / spec.period, 6),
-            },
+            "loop": self._settings.facts,
             "decode": dict(policy.decode),
         }
 
@@ -113,12 +97,7 @@ class EpisodeRunner:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
             reset_s = clock.now() - began
             seed = begin_seed(self._seed, task, episode)
-            delays = latencies(latency, seed)
-            run(
-                self._env, self._policy.begin(seed), self._policy.spec, VirtualClock(), replan=self._replan,
-                result=result, planner=lambda session, wall: Delayed(session, wall, delays), prefix=self._prefix,
-                join=self._join, stands=self._stands,
-            )  # fmt: skip
+            self._settings.play(self._env, self._policy.begin(seed), latency, seed, result)
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
@@ -204,6 +183,8 @@ def make_row(
         "steps": result.steps,
         "plans": result.plans,
         "clamped": result.clamped,
+        "limits": dict(sorted(result.broken.items())),
+        "safety": [[round(event.time, 6), event.what, event.reason] for event in result.events],
         "held": result.trace.held,
         "late": result.trace.late,
         "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
@@ -228,23 +209,6 @@ def latency_points(loop: Config) -> list[float | str]:
     if not found or len(set(labels)) < len(labels):
         raise BadArguments(f"loop.latency: expected at least one, all with different names, got {wanted!r}")
     return found
-
-
-def _join(loop: Config, policy: PolicySpec, action: ActionSpec) -> Join | None:
-    """What joins chunks, None for one at a time. BadArguments for a loop that cannot be."""
-    join = loop.get("join", "newest")
-    try:
-        if join in MIXING:
-            return MIXING[join](action)
-    except ValueError as error:
-        raise BadArguments(str(error)) from error
-    if join not in JOINS:
-        raise BadArguments(f"loop.join: expected one of {', '.join(JOINS)}, got {join!r}")
-    if join == "prefix" and not policy.max_committed:
-        raise BadArguments(
-            f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}; take newest"
-        )
-    return None
 
 
 def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:

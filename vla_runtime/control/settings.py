@@ -1,0 +1,103 @@
+"""The loop as options ask for it: what they may be, and a run with them.
+
+One `Settings` serves all episodes of a command; what a run needs afresh (limits, safety, a planner) is made for each.
+It knows no particular environment and no policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vla_runtime.control.clock import Clock, VirtualClock
+from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join, Spline
+from vla_runtime.control.limits import Limits
+from vla_runtime.control.loop import Run, Tick, run
+from vla_runtime.control.planner import Delayed, Planner, latencies
+from vla_runtime.control.safety import Safety, Timeouts
+from vla_runtime.interfaces import Env, Session
+from vla_runtime.types import ActionSpec, EnvSpec, PolicySpec
+
+Options = Mapping[str, Any]
+
+# Joins that mix chunks; newest and prefix execute one at a time, spline reshapes it.
+_MIXING: dict[str, Callable[[ActionSpec], Join]] = {"blend": Blend, "ensemble": Ensemble, "adaptive": Adaptive}
+JOINS = ("newest", "prefix", *_MIXING, "spline")
+
+
+class Settings:
+    """loop, limits, safety: the options of the same names, as configs/rollout.yaml and configs/loop state them.
+
+    ValueError, naming the option, for what cannot be with this environment and this policy. `facts`: what a row says.
+    """
+
+    def __init__(self, loop: Options, limits: Options, safety: Options, env: EnvSpec, policy: PolicySpec):
+        replan = loop["replan"]
+        self.replan = policy.executed or policy.horizon if replan is None else replan
+        if not isinstance(self.replan, int) or not 1 <= self.replan <= policy.horizon:
+            raise ValueError(f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self.replan!r}")
+        self._env, self._policy = env, policy
+        self._stands = loop["mode"] == "sync"
+        name = loop.get("join", "newest")
+        if name not in JOINS:
+            raise ValueError(f"loop.join: expected one of {', '.join(JOINS)}, got {name!r}")
+        if name == "prefix" and not policy.max_committed:
+            raise ValueError(
+                f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}; take newest"
+            )
+        if name == "spline" and not policy.curves:
+            raise ValueError(
+                f"loop.join=spline: expected a policy whose chunks have curves (B-spline tokens), got {policy.name}"
+            )
+        self._prefix = name == "prefix"
+        self._level, self._groups = limits["level"], limits["groups"] or {}
+        self._timeouts = Timeouts(**safety)
+        self._join = self._made_join(name, loop.get("continuity", 1))
+        self._limits()
+        self.facts: dict[str, Any] = {
+            "mode": loop["mode"],
+            "join": name,
+            "replan": self.replan,
+            "rate_hz": round(1 / env.period, 6),
+        }
+        if name == "spline":
+            self.facts["continuity"] = loop.get("continuity", 1)
+        if self._groups:
+            self.facts["limits"] = {"level": self._level, "groups": dict(self._groups)}
+
+    def play(
+        self,
+        env: Env,
+        session: Session,
+        latency: float | str,
+        seed: int,
+        result: Run,
+        on_tick: Callable[[Tick], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Drive `env`, which has just been reset, and fill in `result`.
+
+        latency: seconds, or a file of recorded ones, drawn from with `seed`. on_tick, clock: as for `run`.
+        """
+        delays = latencies(latency, seed)
+
+        def planner(asked: Session, wall: Clock) -> Planner:
+            return Delayed(asked, wall, delays)
+
+        run(
+            env, session, self._policy, clock or VirtualClock(), replan=self.replan, result=result, planner=planner,
+            prefix=self._prefix, join=self._join, stands=self._stands, limits=self._limits(),
+            safety=Safety(self._timeouts), on_tick=on_tick,
+        )  # fmt: skip
+
+    def _limits(self) -> Limits:
+        return Limits(self._env.action, self._env.period, self._groups, self._level)
+
+    def _made_join(self, name: str, continuity: int) -> Join | None:
+        action = self._env.action
+        if name == "spline":
+            return Spline(action, continuity, *(self._bound(limit) for limit in ("speed", "acceleration")))
+        return _MIXING[name](action) if name in _MIXING else None
+
+    def _bound(self, limit: str) -> dict[str, float]:
+        return {name: one[limit] for name, one in self._groups.items() if one.get(limit) is not None}
