@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import replace
-from itertools import chain, islice, repeat
+from itertools import chain, islice, pairwise, repeat
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ from vla_runtime.control.schedule import standing
 from vla_runtime.types import ActionSpec, EnvSpec, Group, Observation, StateSpec
 
 
-def played(delays, steps=40, replan=4, prefix=False, **sizes):
+def played(delays, steps=40, replan=4, prefix=False, period=PERIOD, **sizes):
     """Commands as (plan, row), None while standing or holding; the policy; the run."""
-    env = Recording()
+    env = Recording(period)
     policy = Numbered(env, **sizes)
     env.reset(0, 0, 0)
     source = iter(chain(delays, repeat(0.0)))
@@ -45,6 +45,25 @@ def test_without_delay_a_planner_is_in_step():
     run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=40, planner=InStep)
     assert delayed == [(round(float(one.values[0]) * 100), round(float(one.values[1]) * 100)) for one in env.applied]
     assert delayed[:6] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+
+
+def test_a_controller_may_be_faster_than_the_policy():
+    said, policy, result, _ = played(repeat(0.12), steps=140, prefix=True, period=PERIOD / 10)
+    # At its own grid: the answer is there after 0.12 s, 24 ticks, and no later.
+    assert said[:24] == [None] * 24
+    assert said[24:35] == [(0, 0)] * 10 + [(0, 1)]
+    assert [round(time / PERIOD * 10) for time, _ in policy.asked] == [0, 40, 80, 120]
+    np.testing.assert_allclose(result.trace.delays, 0.12, atol=1e-9)
+    # Told of as many rows of its own as pass meanwhile, and they are executed.
+    assert [None if rows is None else len(rows) for _, rows in policy.asked] == [None, 3, 3, 3]
+    assert result.trace.late == 0
+    for time, rows in policy.asked[1:]:
+        begins = round(time / PERIOD * 10)
+        done = [said[begins + 10 * index + 1] for index in range(3)] if begins + 30 < len(said) else []
+        assert done == [(round(float(row[0]) * 100), round(float(row[1]) * 100)) for row in rows][: len(done)]
+    # No row is left out, and none is played again.
+    rows = [row for _, row in (one for one in said[24:] if one is not None)]
+    assert all(0 <= second - first <= 1 or second < first for first, second in pairwise(rows))
 
 
 def test_the_robot_stands_until_the_first_chunk_and_then_begins_at_its_first_row():

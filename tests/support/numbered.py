@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from envs.reach import Reach
@@ -11,7 +13,11 @@ PERIOD = 0.05
 
 
 class Recording(Reach):
-    """Remembers what was asked of it."""
+    """Remembers what was asked of it. period: seconds between its commands."""
+
+    def __init__(self, period=PERIOD, **options):
+        super().__init__(**options)
+        self._spec = replace(self._spec, period=period)
 
     def reset(self, seed, task, episode):
         self.applied = []
@@ -31,7 +37,7 @@ class Numbered:
     def __init__(self, env, horizon=16, max_committed=8):
         spec = env.spec
         self.spec = PolicySpec(
-            "numbered", spec.cameras, spec.state, spec.action, spec.period, horizon, max_committed=max_committed
+            "numbered", spec.cameras, spec.state, spec.action, PERIOD, horizon, max_committed=max_committed
         )
         self.asked = []
 
