@@ -48,6 +48,8 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
     )
     backbone: Any = policy.backbone
     samples = read_samples(dataset, backbone.image_size, policy.state, policy.action)
+    # Everything is in memory; what it was read from need not be, too.
+    dataset.close()
     _check_instructions(backbone, samples)
     parameters = sum(value.numel() for value in Learner(policy.backbone, policy.head).parameters())
     _log.info("%d samples of %d episodes, %.2f M parameters", len(samples), len(dataset.episodes), parameters / 1e6)

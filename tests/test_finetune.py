@@ -7,16 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from playing import runner
 
 from policies.checkpoint import load_policy
 from vla_runtime import collect, finetune
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
-from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import Job
 
 TINY = [
@@ -46,9 +45,9 @@ def test_what_is_trained_can_be_run_by_its_folder(recorded, tmp_path, options):
     line, code = train(recorded, tmp_path / "small", *options)
     assert (code, line["steps"]) == (0, 3)
     assert line["loss_last"] > 0
-    config = load("rollout", ["env=reach", "env.size=16", f"policy={line['checkpoint']}", "seed=3"])
-    assert config["choices"]["policy"] == line["checkpoint"]
-    row = EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))
+    options = ("env=reach", "env.size=16", f"policy={line['checkpoint']}", "seed=3")
+    row = runner(*options)(Job(0, 0))
+    assert row["policy"] == line["checkpoint"]
     assert row["error"] is None
     assert row["statistics"] is not None
     assert row["init_seen"] is False
@@ -57,9 +56,9 @@ def test_what_is_trained_can_be_run_by_its_folder(recorded, tmp_path, options):
 
 def test_a_checkpoint_for_another_environment_is_refused(recorded, tmp_path):
     line, _ = train(recorded, tmp_path / "small")
-    config = load("rollout", ["env=reach", "env.size=32", f"policy={line['checkpoint']}"])
+    options = ("env=reach", "env.size=32", f"policy={line['checkpoint']}")
     with pytest.raises(ValueError, match=r"camera 'overhead': expected \(16, 16, 3\), got \(32, 32, 3\)"):
-        EpisodeRunner(config, "none", Path("unused"))
+        runner(*options)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla_runtime.interfaces import Env, Policy
+from vla_runtime.types import EnvSpec
 
 Config = dict[str, Any]
 Result = tuple[dict[str, Any], int]
@@ -155,14 +156,21 @@ def build_env(values: Config) -> Env:
     return build({key: value for key, value in values.items() if key != "tasks"})  # type: ignore[no-any-return]
 
 
-def build_policy(config: Config, env: Env) -> Policy:
-    """The policy of `config["policy"]` for `env`: its own expert, or the target called with the EnvSpec."""
+def build_policy(config: Config, env: Env | EnvSpec) -> Policy:
+    """The policy of `config["policy"]` for `env`: its own expert, or the target called with the EnvSpec.
+
+    ValueError for an expert of an environment of which only the spec is there.
+    """
     values = dict(config["policy"])
     seed = values.pop("seed")
     asked = {f"decode.{key}": value for key, value in config.get("decode", {}).items() if value is not None}
     if asked != {"decode.mode": "auto"} and asked and "decode" not in values:
         said = ", ".join(f"{key}={value}" for key, value in asked.items())
         raise BadArguments(f"{said}: expected a learned policy, got policy={config['choices']['policy']}")
+    if isinstance(env, EnvSpec):
+        if values["_target_"] == "expert":
+            raise ValueError(f"policy=expert: expected the environment {env.name}, got its spec alone")
+        return build(values, env)  # type: ignore[no-any-return]
     if values["_target_"] == "expert":
         return env.expert(config["seed"] if seed is None else seed, config["style"])
     return build(values, env.spec)  # type: ignore[no-any-return]

@@ -18,7 +18,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vla_runtime.compose import BadArguments, Config, Result, main, select_tasks, set_single_threaded_blas
+from vla_runtime.compose import (
+    BadArguments,
+    Config,
+    Result,
+    build_policy,
+    main,
+    select_tasks,
+    set_single_threaded_blas,
+)
+from vla_runtime.control.recorder import Recording
 from vla_runtime.disk import locked, write_text
 from vla_runtime.evaluation.episodes import EpisodeRunner, failure_row
 from vla_runtime.evaluation.folder import (
@@ -36,6 +45,7 @@ from vla_runtime.evaluation.folder import (
     sort_rows,
     summarise,
 )
+from vla_runtime.evaluation.replaying import Replay, explain, read_specs
 from vla_runtime.evaluation.report import write_report
 from vla_runtime.evaluation.video import has_video
 from vla_runtime.evaluation.workers import run_jobs
@@ -50,6 +60,8 @@ def rollout(config: Config) -> Result:
 
     ValueError for an option that makes no sense; what goes wrong inside an episode is in its row.
     """
+    if config["replay"] is not None:
+        return _replay(config)
     config = _checked(config)
     folder = Path(config["out"] or _new_folder(config))
     with locked(folder):
@@ -65,6 +77,41 @@ def rollout(config: Config) -> Result:
             "require=%s: expected at least this success rate, got %s", config["require"], summary["success_rate"]
         )
     return summary, 0 if met else 1
+
+
+def _replay(config: Config) -> Result:
+    """Decide a recording once more and compare; with `explain=`, say why one command was what it was."""
+    recording = Recording(Path(str(config["replay"])))
+    header = recording.header
+    session = None
+    policy = None
+    # The expert of an environment needs the environment, and no images.
+    if any(tick["images"] for tick in recording.ticks) and header["config"]["choices"]["policy"] != "expert":
+        set_single_threaded_blas()
+        spec, _ = read_specs(header)
+        policy = build_policy(header["config"], spec)
+        if policy.spec.weights != header["policy"]["weights"]:
+            raise ValueError(
+                f"replay={config['replay']}: expected a policy with weights {header['policy']['weights']}, got "
+                f"{policy.spec.weights}; it was trained again since"
+            )
+        session = policy.begin(header["seed"])
+    replay = Replay(recording, session)
+    for line in replay.differences:
+        _log.error("%s", line)
+    result: dict[str, Any] = {
+        "replay": str(config["replay"]),
+        "ticks": len(replay.ticks),
+        "decoded": replay.decoded,
+        "equal": not replay.differences,
+        "end": None if recording.end is None else recording.end["end"],
+    }
+    if config["explain"] is not None:
+        result["explain"] = explain(replay.ticks, float(config["explain"]), read_specs(header)[0], recording.end)
+        sys.stdout.write("".join(f"{line}\n" for line in result["explain"]))
+    if policy is not None:
+        policy.close()
+    return result, 0 if result["equal"] else 1
 
 
 def _run(config: Config, folder: Path) -> dict[str, Any]:
@@ -160,6 +207,9 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
                 (folder / "videos").mkdir(exist_ok=True)
                 for source in (part / row["video"], (part / row["video"]).with_suffix(".jpg")):
                     shutil.copyfile(source, folder / "videos" / source.name)
+            if row["recording"]:
+                (folder / "recordings").mkdir(exist_ok=True)
+                shutil.copyfile(part / row["recording"], folder / row["recording"])
     RowFile(folder, in_order(rows.values())).close()
     requested = len(rows)
     return _finish(whole, sort_rows(folder), requested, folder)
@@ -206,6 +256,9 @@ def _checked(config: Config) -> Config:
         optional = key == "episodes" and value is None
         expect(key, f"a whole number >= {least}", optional or (type(value) is int and value >= least))
     expect("timeout", "a number of seconds > 0", isinstance(config["timeout"], (int, float)) and config["timeout"] > 0)
+    record = config["record"]
+    if not isinstance(record["ticks"], bool) or record["images"] not in (None, "png"):
+        raise BadArguments(f"record: expected ticks true or false and images null or png, got {record!r}")
     expect("style", "uni or multi", config["style"] in ("uni", "multi"))
     expect("recover", "true or false", isinstance(config["recover"], bool))
     require = config["require"]

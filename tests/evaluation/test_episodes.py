@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from playing import runner
 
-from vla_runtime.compose import BadArguments, load
-from vla_runtime.evaluation.episodes import EpisodeRunner
+from vla_runtime.compose import BadArguments
 from vla_runtime.evaluation.folder import Job
 
 
 def row(*options):
-    runner = EpisodeRunner(load("rollout", ["env=reach", "env.size=16", "policy=expert", *options]), "none", Path("no"))
-    (latency,) = runner.facts["latencies"]
-    found = runner(Job(0, 0, latency))
-    runner.close()
+    play = runner("env=reach", "env.size=16", "policy=expert", *options)
+    (latency,) = play.facts["latencies"]
+    found = play(Job(0, 0, latency))
+    play.close()
     return found
 
 
@@ -68,7 +66,10 @@ def test_in_step_it_stands_while_it_thinks():
         (["loop.latency=-1"], "expected seconds from 0 on"),
         (["loop.latency=[0,0.1,0.0]"], "all with different names"),
         (["loop.latency=[]"], "expected at least one"),
-        (["loop.join=glue"], "loop.join: expected one of newest, prefix, blend, ensemble, adaptive, spline, got 'glue'"),
+        (
+            ["loop.join=glue"],
+            "loop.join: expected one of newest, prefix, blend, ensemble, adaptive, spline, got 'glue'",
+        ),
         (["loop.join=prefix"], "expected a policy that takes committed rows, got"),
         (["loop.join=spline"], "expected a policy whose chunks have curves"),
         (["limits.level=hope"], "limits.level: expected one of warn, clamp, stop, got 'hope'"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from playing import runner
 
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
@@ -18,7 +19,6 @@ from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.bac import Schedule
-from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import Job
 
 TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
@@ -242,8 +242,8 @@ def test_other_heads_have_no_rounds_to_end(make_policy, options):
 def test_what_chunks_say_reaches_the_row(make_policy, tmp_path):
     options = {"decoding": {"rounds": 3}}
     save_policy(tmp_path / "dd", make_policy("discrete_diffusion", **options), options, {})
-    config = load("rollout", ["env=reach", "env.size=16", "env.max_steps=20", f"policy={tmp_path / 'dd'}"])
-    chunks = EpisodeRunner(config, "none", tmp_path)(Job(0, 0))["timing"]["chunks"]
+    play = runner("env=reach", "env.size=16", "env.max_steps=20", f"policy={tmp_path / 'dd'}")
+    chunks = play(Job(0, 0))["timing"]["chunks"]
     assert chunks["rounds"] == 3
     assert set(chunks) == {"rounds", "forced", "confidence", "late"}
 

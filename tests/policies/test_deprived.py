@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
+from playing import runner
 
 from envs.reach import Reach
 from policies.checkpoint import save_policy
 from policies.deprived import Deprived
-from vla_runtime.compose import load
-from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import Job
 from vla_runtime.testing import check_policy
 
@@ -59,8 +57,8 @@ def test_it_conforms_and_runs_by_name(make_policy, tmp_path):
     policy = make_policy("regression")
     check_policy(Deprived(policy, "images"), Reach(size=16).spec)
     save_policy(tmp_path / "small", policy, {}, {})
-    config = load("rollout", ["env=reach", "env.size=16", "policy=deprived", f"policy.of={tmp_path / 'small'}"])
-    assert EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))["error"] is None
+    options = ("env=reach", "env.size=16", "policy=deprived", f"policy.of={tmp_path / 'small'}")
+    assert runner(*options)(Job(0, 0))["error"] is None
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from playing import runner
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vla_runtime.compose import load
-from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import Job
 from vla_runtime.finetune import finetune
 
@@ -65,8 +64,8 @@ def test_from_data_to_a_rollout(recorded, backbones, tmp_path, name, head):
             ],
         )
     )
-    config = load("rollout", ["env=reach", "env.size=16", "env.tasks=[0]", f"policy={line['checkpoint']}"])
-    row = EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))
+    options = ("env=reach", "env.size=16", "env.tasks=[0]", f"policy={line['checkpoint']}")
+    row = runner(*options)(Job(0, 0))
     assert row["error"] is None
     assert row["plans"] > 0
 
@@ -79,5 +78,5 @@ def test_adapters_on_what_another_run_has_learned(recorded, backbones, tmp_path)
     finetune(load("finetune", [*common, f"out={tmp_path / 'whole'}"]))
     start = [f"init.folder={tmp_path / 'whole'}", "init.parts=all", "lora.rank=2"]
     line, _ = finetune(load("finetune", [*common, *start, f"out={tmp_path / 'adapted'}"]))
-    config = load("rollout", ["env=reach", "env.size=16", "env.tasks=[0]", f"policy={line['checkpoint']}"])
-    assert EpisodeRunner(config, "none", Path("unused"))(Job(0, 0))["error"] is None
+    options = ("env=reach", "env.size=16", "env.tasks=[0]", f"policy={line['checkpoint']}")
+    assert runner(*options)(Job(0, 0))["error"] is None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from playing import runner
 
 from vla_runtime import collect as command
 from vla_runtime.compose import load
-from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import Job
 
 
@@ -18,15 +16,14 @@ def recorded(tmp_path, *options):
     return out
 
 
-def runner(data, *options):
-    config = load("rollout", ["env=reach", "policy=replay", f"policy.data={data}", *options])
-    return EpisodeRunner(config, "none", Path("unused"))
+def replaying(data, *options):
+    return runner("env=reach", "policy=replay", f"policy.data={data}", *options)
 
 
 @pytest.mark.parametrize("replan", [1, 5])
 def test_a_replay_repeats_every_episode(tmp_path, replan):
     data = recorded(tmp_path)
-    play = runner(data, "seed=10000", f"loop.replan={replan}")
+    play = replaying(data, "seed=10000", f"loop.replan={replan}")
     for task in (0, 1):
         for episode in range(3):
             row = play(Job(task, episode))
@@ -34,7 +31,7 @@ def test_a_replay_repeats_every_episode(tmp_path, replan):
 
 
 def test_an_episode_that_was_not_recorded_is_an_error_in_its_row(tmp_path):
-    play = runner(recorded(tmp_path), "seed=10000")
+    play = replaying(recorded(tmp_path), "seed=10000")
     row = play((0, 7))
     assert row["reason"] == "error"
     assert "expected an episode that began with seed" in row["error"]
@@ -42,4 +39,4 @@ def test_an_episode_that_was_not_recorded_is_an_error_in_its_row(tmp_path):
 
 def test_answers_to_pushes_cannot_be_replayed(tmp_path):
     with pytest.raises(ValueError, match="recover=false"):
-        runner(recorded(tmp_path, "recover=true"))
+        replaying(recorded(tmp_path, "recover=true"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from playing import runner
 
 from policies import shipped
 from policies.checkpoint import CheckpointError, load_policy
 from policies.vla import VLAPolicy
 from vla_runtime.compose import describe, load, options
-from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import Job
 
 MB = 1e6
@@ -59,19 +59,19 @@ def test_a_name_that_is_not_there_lists_those_that_are():
 @pytest.mark.parametrize("name", ["nano_lift_beast", "nano_lift_discrete_diffusion"])
 def test_on_lift_it_lifts(name):
     """Initial states it was not trained on; figures over a hundred episodes are the README's."""
-    runner = EpisodeRunner(load("rollout", ["env=lift", f"policy={name}", "seed=4"]), "none", Path("unused"))
-    rows = [runner(Job(0, episode)) for episode in range(4)]
-    runner.close()
+    play = runner("env=lift", f"policy={name}", "seed=4")
+    rows = [play(Job(0, episode)) for episode in range(4)]
+    play.close()
     assert not any(row["init_seen"] for row in rows)
     assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
 
 
 @pytest.mark.usefixtures("needs_sim")
-def test_blindfolded_it_does_not(tmp_path):
+def test_blindfolded_it_does_not():
     shown = ["policy=deprived", "policy.of=nano_lift_beast", "policy.without=images", "env.control=absolute"]
-    runner = EpisodeRunner(load("rollout", ["env=lift", "env.max_steps=60", *shown]), "none", tmp_path)
-    rows = [runner(Job(0, episode)) for episode in range(3)]
-    runner.close()
+    play = runner("env=lift", "env.max_steps=60", *shown)
+    rows = [play(Job(0, episode)) for episode in range(3)]
+    play.close()
     assert [row["error"] for row in rows] == [None] * 3
     assert sum(row["success"] for row in rows) <= 1
 

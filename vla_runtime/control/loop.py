@@ -33,19 +33,27 @@ _REMEMBERED = 20
 class Tick:
     """One control period, after its command was applied.
 
-    observation: before it, with the images it had. wanted: the action float32 [A] that was due, before limits; broken:
-    the limits that it broke. asked: rows [c, A] that the question of this tick told the policy of, None without a
-    question. answer: the chunk the planner had in this tick, as it came. allowed: whether safety let the policy move.
+    now: seconds on the loop's clock; wall: on the machine's, when the period began. observation: before the command,
+    with the images it had. wanted: the action float32 [A] that was due, before limits; broken: the limits it broke.
+    asked: rows [c, A] that the question of this tick told the policy of, None without a question. answer: the chunk the
+    planner had in this tick, as it came, after thinking for `thought` seconds. plan: the chunk in force, as it was
+    joined. allowed, since, human: whether safety let the policy move, since when, and whether a human moved the robot.
     """
 
     index: int
+    now: float
+    wall: float
     observation: Observation
     command: Command
     wanted: Float
     broken: tuple[str, ...]
     asked: Float | None
     answer: ActionChunk | None
+    thought: float
+    plan: ActionChunk | None
     allowed: bool
+    since: float
+    human: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -185,7 +193,11 @@ class _Loop:
         trace.held += command.held
         trace.states.append(observation.state)
         trace.commands.append(command.values)
-        return Tick(index, observation, command, wanted.values, self._limits.broken, asked, answer, allowed)
+        return Tick(
+            index, now, self._began, observation, command, wanted.values, self._limits.broken, asked, answer,
+            self._thinking.seconds, self._schedule.chunk, allowed, self._moves_since,
+            self._safety is not None and self._safety.human,
+        )  # fmt: skip
 
     def act(self, command: Command) -> Outcome | None:
         """Execute a command; how the episode ended, if it did."""

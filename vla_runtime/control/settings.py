@@ -69,25 +69,20 @@ class Settings:
         self,
         env: Env,
         session: Session,
-        latency: float | str,
-        seed: int,
         result: Run,
+        planner: Callable[[Session, Clock], Planner],
         on_tick: Callable[[Tick], None] | None = None,
+        safety: Safety | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Drive `env`, which has just been reset, and fill in `result`.
+        """Drive `env`, which has just been reset, and fill in `result`; as `run`, on a virtual clock unless given one.
 
-        latency: seconds, or a file of recorded ones, drawn from with `seed`. on_tick, clock: as for `run`.
+        safety: with the timeouts that were asked for unless given.
         """
-        delays = latencies(latency, seed)
-
-        def planner(asked: Session, wall: Clock) -> Planner:
-            return Delayed(asked, wall, delays)
-
         run(
             env, session, self._policy, clock or VirtualClock(), replan=self.replan, result=result, planner=planner,
             prefix=self._prefix, join=self._join, stands=self._stands, limits=self._limits(),
-            safety=Safety(self._timeouts), on_tick=on_tick,
+            safety=safety or Safety(self._timeouts), on_tick=on_tick,
         )  # fmt: skip
 
     def _limits(self) -> Limits:
@@ -101,3 +96,9 @@ class Settings:
 
     def _bound(self, limit: str) -> dict[str, float]:
         return {name: one[limit] for name, one in self._groups.items() if one.get(limit) is not None}
+
+
+def delayed(latency: float | str, seed: int) -> Callable[[Session, Clock], Planner]:
+    """Makes a planner whose answers take `latency`: seconds, or a file of recorded ones, drawn from with `seed`."""
+    delays = latencies(latency, seed)
+    return lambda session, wall: Delayed(session, wall, delays)

@@ -20,6 +20,9 @@ from vla_runtime.data import statistics
 from vla_runtime.data.reader import Dataset, EpisodeRecord
 from vla_runtime.types import ActionChunk, Observation
 
+# Commands read a set once, in order: more than a few episodes of pictures would lie about unused.
+_CACHE_BYTES = 64 * 1024**2
+
 
 class Joined:
     """`sets` one after another; what is read from a Dataset for training is read from this alike.
@@ -44,8 +47,12 @@ class Joined:
     def of(cls, folders: str | Path | Sequence[str | Path], horizon: int, control: str | None) -> Dataset | Joined:
         """One data set, or several joined; arguments and errors as for Dataset."""
         names = [folders] if isinstance(folders, (str, Path)) else list(folders)
-        sets = [Dataset(name, horizon, control=control) for name in names]
+        sets = [Dataset(name, horizon, control=control, cache_bytes=_CACHE_BYTES) for name in names]
         return sets[0] if len(sets) == 1 else cls(sets)
+
+    def close(self) -> None:
+        for one in self._sets:
+            one.close()
 
     @property
     def name(self) -> str:

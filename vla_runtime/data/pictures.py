@@ -97,6 +97,8 @@ class Pictures:
         for file in self._parquet.values():
             file.close()
         self._clear()
+        # Arrow keeps what it was given back for later.
+        pa.default_memory_pool().release_unused()
 
 
 def _row_groups(files: list[tuple[int, int]]) -> list[int]:

@@ -20,10 +20,12 @@ from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.loop import Run
 from vla_runtime.control.planner import latencies
-from vla_runtime.control.settings import Settings
+from vla_runtime.control.recorder import Recorder
+from vla_runtime.control.settings import Settings, delayed
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label
+from vla_runtime.evaluation.replaying import spec_documents
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.types import Command, Image
@@ -47,7 +49,12 @@ def policy_seed(config: Config) -> int:
 
 def video_name(job: Job) -> str:
     """Where an episode's video lies, relative to the run's folder."""
-    return f"videos/task{job.task:02d}_episode{job.episode:03d}_latency{latency_label(job.latency)}.mp4"
+    return f"videos/{_name(job)}.mp4"
+
+
+def recording_name(job: Job) -> str:
+    """Where an episode's recording lies, relative to the run's folder."""
+    return f"recordings/{_name(job)}.rec"
 
 
 class EpisodeRunner:
@@ -91,22 +98,27 @@ class EpisodeRunner:
         task, episode, latency = job
         clock = SystemClock()
         began = clock.now()
-        result, error, facts = Run(), None, {}
+        result, error, facts, recorder = Run(), None, {}, None
         reset_s = 0.0
         try:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
             reset_s = clock.now() - began
             seed = begin_seed(self._seed, task, episode)
-            self._settings.play(self._env, self._policy.begin(seed), latency, seed, result)
+            session = self._policy.begin(seed)
+            recorder = self._recorder(job, seed)
+            self._settings.play(self._env, session, result, delayed(latency, seed), recorder)
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
             error = f"{type(problem).__name__}: {problem}"
         wall_s = clock.now() - began
+        if recorder is not None:
+            recorder.close(result, error)
         row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen)
         spec, trace = self._env.spec, result.trace
         row["smoothness"] = smoothness(spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period)
         wanted = self._video == "all" or (self._video == "failures" and not row["success"])
+        row["recording"] = None if recorder is None else recording_name(job)
         if wanted and result.steps:
             row["video"] = self._record(job, result.trace)
         row["timing"] = {
@@ -121,6 +133,19 @@ class EpisodeRunner:
             "cpu": platform.processor() or platform.machine(),
         }
         return row
+
+    def _recorder(self, job: Job, seed: int) -> Recorder | None:
+        record = self._config["record"]
+        if not record["ticks"]:
+            return None
+        header = {
+            "versions": {"recording": 1, **self._common["versions"]},
+            "config": self._config,
+            "job": list(job),
+            "seed": seed,
+            **spec_documents(self._env.spec, self._policy.spec),
+        }
+        return Recorder(self._out / recording_name(job), header, record["images"] == "png")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -229,3 +254,7 @@ def build_environment(config: Config) -> Env:
 def _side_by_side(images: list[Image]) -> Image:
     height = min(image.shape[0] for image in images)
     return np.concatenate([image[:height] for image in images], axis=1)
+
+
+def _name(job: Job) -> str:
+    return f"task{job.task:02d}_episode{job.episode:03d}_latency{latency_label(job.latency)}"

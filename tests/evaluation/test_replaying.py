@@ -1,0 +1,127 @@
+"""Recordings: whole after a crash, decided again bit for bit, and able to say why."""
+
+from __future__ import annotations
+
+import struct
+from itertools import chain, repeat
+
+import numpy as np
+import pytest
+from numbered import PERIOD, Numbered
+from numbered import Recording as Remembering
+
+from vla_runtime.control.loop import Run
+from vla_runtime.control.planner import Delayed
+from vla_runtime.control.recorder import Recorder, Recording
+from vla_runtime.control.safety import Safety
+from vla_runtime.control.settings import Settings
+from vla_runtime.evaluation.replaying import Replay, explain, read_specs, spec_documents
+
+LIMITS = {"level": "clamp", "groups": None}
+
+
+def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, **loop):
+    """A recording of the numbered policy; what was applied; the result."""
+    env = Remembering(max_steps=steps)
+    policy = Numbered(env)
+    env.reset(0, 0, 0)
+    config = {
+        "loop": {"mode": "async", "replan": 4, "join": "newest", **loop},
+        "limits": limits,
+        "safety": {"plan": 5.0, "observation": 1.0},
+    }
+    settings = Settings(**config, env=env.spec, policy=policy.spec)
+    path, result, safety = tmp_path / "one.rec", Run(), Safety()
+    source = iter(chain(delays, repeat(delays[-1])))
+    recorder = Recorder(path, {"config": config, "seed": 0, **spec_documents(env.spec, policy.spec)})
+
+    def on_tick(tick):
+        recorder(tick)
+        (told or {}).get(tick.index + 1, lambda *_: None)(safety, (tick.index + 1) * PERIOD)
+
+    settings.play(env, policy, result, lambda session, wall: Delayed(session, wall, source), on_tick, safety)
+    recorder.close(result)
+    return path, env.applied, result
+
+
+@pytest.mark.parametrize("join", ["newest", "prefix", "blend", "ensemble", "adaptive"])
+@pytest.mark.parametrize("limits", [LIMITS, {"level": "clamp", "groups": {"joints": {"speed": 0.05}}}])
+def test_everything_is_decided_again_bit_for_bit(tmp_path, join, limits):
+    path, applied, result = recorded(tmp_path, (0.1, 0.25, 0.05), limits, join=join)
+    replay = Replay(Recording(path))
+    assert replay.differences == []
+    assert len(replay.ticks) == result.steps == 30
+    assert all(np.array_equal(tick.command.values, one.values) for tick, one in zip(replay.ticks, applied, strict=True))
+    assert any(tick.broken for tick in replay.ticks) == (limits is not LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("what", "value"), [("command", np.float32([0.5, 0.5])), ("held", True), ("asked", np.zeros((2, 2), np.float32))]
+)
+def test_what_was_decided_otherwise_is_told(tmp_path, what, value):
+    recording = Recording(recorded(tmp_path)[0])
+    assert recording.ticks[8]["asked"] is not None
+    recording.ticks[8][what] = value
+    (line,) = Replay(recording).differences
+    assert "tick 8 at 0.400 s" in line
+
+
+def test_a_changed_answer_changes_what_follows(tmp_path):
+    recording = Recording(recorded(tmp_path)[0])
+    index = next(i for i, tick in enumerate(recording.ticks) if tick["answer"] is not None)
+    recording.ticks[index]["answer"]["actions"] = recording.ticks[index]["answer"]["actions"] + np.float32(1e-6)
+    assert Replay(recording).differences
+
+
+def test_a_crash_costs_the_last_tick_at_most(tmp_path, caplog):
+    path, *_ = recorded(tmp_path)
+    data = path.read_bytes()
+    whole = Recording(path)
+    assert whole.end["end"]["reason"] == "time"
+    for cut in (1, 7, 200):
+        path.write_bytes(data[:-cut])
+        short = Recording(path)
+        assert short.end is None
+        assert 29 <= len(short.ticks) <= 30
+        assert "cut short" in caplog.text
+        assert Replay(short).differences == []
+    path.write_bytes(data[:3000] + b"\xff" + data[3001:])
+    with pytest.raises(ValueError, match="expected whole frames, got damage at byte"):
+        Recording(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="expected a recording"):
+        Recording(path)
+    path.write_bytes(data[:8])
+    with pytest.raises(ValueError, match="without its first frame"):
+        Recording(path)
+    # A length that is damage does not make it read what is not there.
+    path.write_bytes(data[:8] + struct.pack("<II", 1 << 30, 0) + data[16:])
+    with pytest.raises(ValueError, match=r"damage at byte 8|without its first frame"):
+        Recording(path)
+
+
+def test_why_a_command_was_what_it_was(tmp_path):
+    told = {14: lambda safety, now: safety.stop(now, "somebody pressed it"), 18: lambda safety, now: safety.reset(now)}
+    slow = {"level": "clamp", "groups": {"joints": {"speed": 0.05}}}
+    path, *_ = recorded(tmp_path, (0.1,), slow, told=told)
+    recording = Recording(path)
+    replay = Replay(recording)
+    assert replay.differences == []
+
+    def why(index):
+        return "\n".join(explain(replay.ticks, index * PERIOD + 0.01, read_specs(recording.header)[0], recording.end))
+
+    assert "no chunk has come yet" in why(0)
+    assert "asked in this tick, told of no rows" in why(0)
+    assert "tick 2 at 0.100 s" in why(2)
+    assert "a chunk came in this tick: 16 rows for what was seen at 0.000 s, 0.100 s ago" in why(2)
+    assert "a seam: the first command of this plan" in why(6)
+    assert "row 2 of 16" in why(6)
+    assert "answers what was seen at 0.200 s, 0.100 s before" in why(6)
+    assert "limits broken: joints speed; wanted" in why(13)
+    assert "brought inside" in why(13)
+    assert "safety: the robot may not move since 0.700 s\nstopped: somebody pressed it" in why(15)
+    assert "lets the policy move again" in why(18)
+    assert "the last tick: time" in why(29)
+    with pytest.raises(ValueError, match=r"expected a time from 0.000 to 1.500 s, got 1.5"):
+        why(30)

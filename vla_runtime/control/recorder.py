@@ -1,0 +1,171 @@
+"""The flight recorder: every tick of a run in one file that only grows and that a crash cannot spoil.
+
+A file begins with eight bytes of its own and goes on in frames: length and CRC-32 of what follows, 4 bytes each, little
+end first, and a msgpack map. The first frame says what was run, one frame follows a tick, and the last says how it
+ended; a file without it was cut short. It knows ticks and nothing of environments or policies.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pictures
+
+from vla_runtime.control.loop import Run, Tick
+from vla_runtime.spline import SplineCurve
+from vla_runtime.types import ActionChunk, Command, Image, Observation
+from vla_runtime.wire import pack, unpack
+
+_MAGIC = b"VLAREC\x01\n"
+_HEAD = struct.Struct("<II")
+# A frame that claims to be larger is damage.
+_LARGEST = 1 << 28
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes `path`, an `on_tick` of the loop; whatever is there is replaced. header: plain values, what is run.
+
+    images: keep the images that the policy was shown, as PNG. Each tick is with the operating system before the next
+    begins, so that only a crash of the machine can lose any.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], images: bool = False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._images = images
+        # Without a buffer of our own: what was written is out of this process.
+        self._file = path.open("wb", buffering=0)
+        self._file.write(_MAGIC)
+        self._write({"header": dict(header)})
+
+    def __call__(self, tick: Tick) -> None:
+        observation, answer = tick.observation, tick.answer
+        self._write(
+            {
+                "tick": tick.index,
+                "now": tick.now,
+                "wall": tick.wall,
+                "time": observation.time,
+                "state": observation.state,
+                "instruction": observation.instruction,
+                "image_times": dict(observation.image_times),
+                "images": {name: _png(image) for name, image in observation.images.items()} if self._images else {},
+                "asked": tick.asked,
+                "answer": None if answer is None else _chunk_document(answer),
+                "thought_s": tick.thought,
+                "wanted": tick.wanted,
+                "command": tick.command.values,
+                "held": tick.command.held,
+                "broken": list(tick.broken),
+                "allowed": tick.allowed,
+                "since": tick.since,
+                "human": tick.human,
+            }
+        )
+
+    def close(self, result: Run, error: str | None = None) -> None:
+        """The last frame: how it ended."""
+        outcome = result.outcome
+        events = [[event.time, event.what, event.reason] for event in result.events]
+        ended = {"success": outcome.success, "reason": outcome.reason, "progress": outcome.progress, "error": error}
+        self._write({"end": ended, "events": events})
+        self._file.close()
+
+    def _write(self, frame: Mapping[str, Any]) -> None:
+        data = pack(frame)
+        self._file.write(_HEAD.pack(len(data), zlib.crc32(data)) + data)
+
+
+class Recording:
+    """A file that a `Recorder` wrote. header: its; ticks: maps as written; end: None for a run that was cut short.
+
+    A damaged end is dropped with a warning. ValueError for a file of another kind, and for damage anywhere else.
+    """
+
+    def __init__(self, path: Path):
+        frames = list(_frames(path))
+        if not frames or "header" not in frames[0]:
+            raise ValueError(f"{path}: expected a recording, got a file without its first frame")
+        self.path, self.header = path, frames[0]["header"]
+        self.ticks: list[dict[str, Any]] = [frame for frame in frames[1:] if "tick" in frame]
+        self.end: dict[str, Any] | None = frames[-1] if "end" in frames[-1] else None
+        if [tick["tick"] for tick in self.ticks] != list(range(len(self.ticks))):
+            raise ValueError(f"{path}: expected every tick once, in order")
+
+    def observation(self, index: int) -> Observation:
+        """What was seen in a tick, with the images that were kept."""
+        tick = self.ticks[index]
+        images = {name: _pixels(data) for name, data in tick["images"].items()}
+        return Observation(tick["state"], images, tick["instruction"], tick["time"], tick["image_times"])
+
+    def answer(self, index: int) -> ActionChunk | None:
+        """The chunk that the planner had in a tick."""
+        found = self.ticks[index]["answer"]
+        return None if found is None else _chunk(found)
+
+    def command(self, index: int) -> Command:
+        """The command of a tick."""
+        tick = self.ticks[index]
+        return Command(tick["command"], tick["now"], tick["held"])
+
+
+def _frames(path: Path) -> Iterator[dict[str, Any]]:
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC):
+        raise ValueError(f"{path}: expected a recording, got {data[:8]!r} at its beginning")
+    place = len(_MAGIC)
+    while place < len(data):
+        begin = place + _HEAD.size
+        length, checksum = _HEAD.unpack(data[place:begin]) if begin <= len(data) else (_LARGEST + 1, 0)
+        frame = data[begin : begin + length]
+        if length > _LARGEST or len(frame) < length or zlib.crc32(frame) != checksum:
+            if begin + length >= len(data):
+                _log.warning("%s: cut short; the last %d bytes are damaged and dropped", path, len(data) - place)
+                return
+            raise ValueError(f"{path}: expected whole frames, got damage at byte {place} of {len(data)}")
+        yield unpack(frame)
+        place = begin + length
+
+
+def _chunk_document(chunk: ActionChunk) -> dict[str, Any]:
+    curve = chunk.curve
+    return {
+        "actions": chunk.actions,
+        "start": chunk.start,
+        "period": chunk.period,
+        "observed": chunk.observed,
+        "facts": dict(chunk.facts),
+        "curved": list(chunk.curved),
+        "curve": None
+        if curve is None
+        else {"points": curve.points, "degree": curve.degree, "duration": curve.duration},
+    }
+
+
+def _chunk(document: dict[str, Any]) -> ActionChunk:
+    curve = document["curve"]
+    return ActionChunk(
+        **{
+            **document,
+            "curved": tuple(document["curved"]),
+            "curve": None if curve is None else SplineCurve(**curve),
+        }
+    )
+
+
+def _png(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    # Little time rather than little space: a loop waits for it.
+    Pictures.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _pixels(data: bytes) -> Image:
+    return np.array(Pictures.open(io.BytesIO(data)).convert("RGB"), np.uint8)

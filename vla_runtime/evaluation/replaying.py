@@ -1,0 +1,267 @@
+"""A recording decided once more: schedule, joins and limits always, decoding where the images were kept.
+
+The same loop runs, on what was seen, with the answers that came when they came; what it decides must be what was
+decided, bit for bit. What safety allowed is taken from the recording, since others may have told it something.
+`explain` says of one command where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.contract import Contract
+from vla_runtime.control.loop import Run, Tick
+from vla_runtime.control.recorder import Recording
+from vla_runtime.control.safety import Safety
+from vla_runtime.control.settings import Settings
+from vla_runtime.interfaces import Policy, Session
+from vla_runtime.types import ActionChunk, Command, EnvSpec, Float, Observation, Outcome, PolicySpec
+
+
+def spec_documents(env: EnvSpec, policy: PolicySpec) -> dict[str, Any]:
+    """What a recording says of both sides, as plain values."""
+    return {
+        "env": {
+            "contract": Contract.of(env).document(),
+            "name": env.name,
+            "period": env.period,
+            "tasks": list(env.tasks),
+            "max_steps": env.max_steps,
+        },
+        "policy": {
+            "contract": Contract.of(policy).document(),
+            "name": policy.name,
+            "period": policy.period,
+            "observation_offsets": list(policy.observation_offsets),
+            "max_committed": policy.max_committed,
+            "executed": policy.executed,
+            "weights": policy.weights,
+            "curves": policy.curves,
+        },
+    }
+
+
+def read_specs(header: Mapping[str, Any]) -> tuple[EnvSpec, PolicySpec]:
+    """The inverse of `spec_documents`, of a recording's header."""
+    env, policy = dict(header["env"]), dict(header["policy"])
+    ours, theirs = Contract.read(env.pop("contract")), Contract.read(policy.pop("contract"))
+    assert theirs.horizon is not None
+    return (
+        EnvSpec(cameras=ours.cameras, state=ours.state, action=ours.action, **{**env, "tasks": tuple(env["tasks"])}),
+        PolicySpec(
+            cameras=theirs.cameras,
+            state=theirs.state,
+            action=theirs.action,
+            horizon=theirs.horizon,
+            statistics=theirs.statistics,
+            **{**policy, "observation_offsets": tuple(policy["observation_offsets"])},
+        ),
+    )
+
+
+class Replay:
+    """Decides a recording once more. session: decodes again where images were kept; without it, answers are taken.
+
+    ticks: of the new run; differences: one line for each thing that was decided otherwise; decoded: chunks that were
+    decoded again.
+    """
+
+    def __init__(self, recording: Recording, session: Session | None = None):
+        self._recording = recording
+        env, policy = read_specs(recording.header)
+        self.ticks: list[Tick] = []
+        self.differences: list[str] = []
+        told = _Told(recording)
+        config = recording.header["config"]
+        planner = _Answers(recording, session, self.differences)
+        Settings(config["loop"], config["limits"], config["safety"], env, policy).play(
+            _Seen(recording, env), _Nobody(), Run(), lambda session, wall: planner, self._compare, told
+        )
+        self.decoded = planner.decoded
+
+    def _compare(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+        was = self._recording.ticks[tick.index]
+        pairs: dict[str, tuple[Any, Any]] = {
+            "command": (was["command"], tick.command.values),
+            "action before limits": (was["wanted"], tick.wanted),
+            "rows told to the policy": (was["asked"], tick.asked),
+            "held": (was["held"], tick.command.held),
+            "limits broken": (was["broken"], list(tick.broken)),
+        }
+        for what, (then, now) in pairs.items():
+            if not _same(then, now):
+                self.differences.append(f"tick {tick.index} at {tick.now:.3f} s, {what}: was {then}, now {now}")
+
+
+def explain(ticks: Sequence[Tick], time: float, env: EnvSpec, end: Mapping[str, Any] | None) -> list[str]:
+    """Lines that say why the command at `time` (of the tick in force then) was what it was. end: a recording's.
+
+    ValueError for a time before the first or after the last tick.
+    """
+    first, last = ticks[0].now, ticks[-1].now + env.period
+    if not first - 1e-9 <= time < last:
+        raise ValueError(f"explain: expected a time from {first:.3f} to {last:.3f} s, got {time}")
+    index = max(tick.index for tick in ticks if tick.now <= time + 1e-9)
+    tick = ticks[index]
+    lines = [f"tick {index} at {tick.now:.3f} s: sent {_rounded(tick.command.values)}"]
+    lines += _safety(ticks, index, [] if end is None else end["events"])
+    if tick.plan is None:
+        why = "no chunk has come yet" if tick.allowed else "the policy may not move the robot"
+        lines.append(f"the robot stands where it was seen: {why}")
+    else:
+        lines += _plan(ticks, index, env)
+    if tick.asked is not None:
+        told = f"told that {len(tick.asked)} rows would be executed meanwhile" if len(tick.asked) else "told of no rows"
+        lines.append(f"the policy was asked in this tick, {told}")
+    if tick.answer is not None:
+        lines.append(
+            f"a chunk came in this tick: {len(tick.answer.actions)} rows for what was seen at "
+            f"{tick.answer.observed:.3f} s, {tick.now - tick.answer.observed:.3f} s ago; "
+            f"thinking took {1e3 * tick.thought:.1f} ms"
+        )
+        lines += [f"  {name}: {value:g}" for name, value in sorted(tick.answer.facts.items())]
+    if tick.broken:
+        moved = "sent all the same" if np.array_equal(tick.wanted, tick.command.values) else "brought inside"
+        lines.append(f"limits broken: {', '.join(tick.broken)}; wanted {_rounded(tick.wanted)}, {moved}")
+    if index == len(ticks) - 1:
+        ended = "the recording was cut short" if end is None else end["end"]["error"] or end["end"]["reason"]
+        lines.append(f"the last tick: {ended}")
+    return lines
+
+
+def _plan(ticks: Sequence[Tick], index: int, env: EnvSpec) -> list[str]:
+    tick = ticks[index]
+    plan = tick.plan
+    assert plan is not None
+    row = plan.row(tick.now)
+    lines = [
+        f"the plan in force answers what was seen at {plan.observed:.3f} s, {tick.now - plan.observed:.3f} s before; "
+        f"it covers {plan.start:.3f} to {plan.end:.3f} s" + (", as a curve" if plan.curve is not None else "")
+    ]
+    if tick.command.held:
+        lines.append(f"it says nothing of this tick (row {row} of {len(plan.actions)}): the last action is held")
+    else:
+        lines.append(f"row {row} of {len(plan.actions)}: {_rounded(plan.actions[min(row, len(plan.actions) - 1)])}")
+        alone = plan.at(tick.now)
+        if alone is not None and not np.array_equal(alone, tick.wanted):
+            lines.append(f"joined with earlier chunks to {_rounded(tick.wanted)}")
+    before = ticks[index - 1] if index else None
+    if before is not None and before.plan is not None and before.plan is not plan:
+        jump = np.abs(tick.command.values - before.command.values)
+        dim = env.action.names[int(jump.argmax())]
+        lines.append(f"a seam: the first command of this plan; largest change from the last, {jump.max():.4g} in {dim}")
+    return lines
+
+
+def _safety(ticks: Sequence[Tick], index: int, events: Sequence[tuple[float, str, str]]) -> list[str]:
+    tick = ticks[index]
+    if tick.human:
+        return ["a human moves the robot"]
+    if not tick.allowed:
+        began = next(i for i in range(index, -1, -1) if i == 0 or ticks[i - 1].allowed)
+        why = [f"{what}: {reason}" for when, what, reason in events if when <= tick.now + 1e-9][-1:]
+        return [f"safety: the robot may not move since {ticks[began].now:.3f} s", *why]
+    if index and not ticks[index - 1].allowed:
+        return ["safety lets the policy move again from this tick on; nothing of before is used"]
+    return []
+
+
+class _Seen:
+    """The Env protocol over what was seen."""
+
+    def __init__(self, recording: Recording, spec: EnvSpec):
+        self.spec = spec
+        self._recording, self._index = recording, -1
+
+    def observe(self, cameras: Sequence[str] = ()) -> Observation:
+        self._index += 1
+        return self._recording.observation(self._index)
+
+    def apply(self, command: Command) -> None: ...
+
+    def outcome(self) -> Outcome | None:
+        last = self._index == len(self._recording.ticks) - 1
+        return Outcome(False, "stopped") if last else None
+
+    def reset(self, seed: int, task: int, episode: int) -> Mapping[str, Any]:
+        raise RuntimeError("a recording is not reset")
+
+    def expert(self, seed: int, style: str = "uni") -> Policy:
+        raise RuntimeError("a recording has no expert")
+
+    def close(self) -> None: ...
+
+
+class _Nobody:
+    def predict(
+        self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
+    ) -> ActionChunk:
+        raise RuntimeError("nobody is asked: answers are recorded")
+
+
+class _Answers:
+    """A planner whose answers come when they came; decodes them again beside that where it can."""
+
+    def __init__(self, recording: Recording, session: Session | None, differences: list[str]):
+        self._recording, self._session, self._differences = recording, session, differences
+        self._index = -1
+        self._again: ActionChunk | None = None
+        self._thinks = False
+        self.seconds = 0.0
+        self.decoded = 0
+
+    @property
+    def busy(self) -> bool:
+        return self._thinks
+
+    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
+        self._thinks, self._again = True, None
+        if self._session is not None:
+            self._again = self._session.predict(observations, committed)
+            self.decoded += 1
+
+    def take(self, now: float) -> ActionChunk | None:
+        # Asked for in every tick, once.
+        self._index += 1
+        answer = self._recording.answer(self._index)
+        if answer is None:
+            return None
+        self._thinks = False
+        self.seconds = self._recording.ticks[self._index]["thought_s"]
+        if self._again is not None and not _same(answer.actions, self._again.actions):
+            worst = float(np.abs(answer.actions - self._again.actions).max())
+            self._differences.append(f"tick {self._index}: decoded again, the chunk differs by up to {worst:.3g}")
+        return answer
+
+    def close(self) -> None: ...
+
+
+class _Told(Safety):
+    """What safety said, said again."""
+
+    def __init__(self, recording: Recording):
+        super().__init__()
+        self._said, self._index = recording.ticks, -1
+
+    @property
+    def human(self) -> bool:
+        return bool(self._said[max(self._index, 0)]["human"])
+
+    def check(self, now: float, observed: float, covered: bool) -> bool:
+        self._index += 1
+        self.since = self._said[self._index]["since"]
+        return bool(self._said[self._index]["allowed"])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    return type(a) is type(b) and bool(a == b)
+
+
+def _rounded(values: Float) -> str:
+    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"

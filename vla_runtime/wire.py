@@ -1,0 +1,55 @@
+"""Values with numpy arrays in them as msgpack bytes, and back.
+
+An array is a map {b"__ndarray__": True, b"data", b"dtype", b"shape"} and a numpy scalar {b"__npgeneric__": True,
+b"data", b"dtype"}: the encoding that openpi's clients speak. Arrays of objects do not exist here: nothing that is
+read can run code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import numpy as np
+
+# Booleans, numbers and complex numbers; neither objects nor records nor text.
+_KINDS = "biufc"
+
+
+def pack(value: Any) -> bytes:
+    """`value` (None, bool, numbers, text, bytes, lists, maps, arrays) as bytes. ValueError for what has no encoding."""
+    packed: bytes = msgpack.packb(value, default=_encode)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """What `pack` was given: tuples come back as lists, arrays own their memory. ValueError for anything else."""
+    try:
+        return msgpack.unpackb(data, object_hook=_decode, strict_map_key=False)
+    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"message: expected one msgpack value, got {type(error).__name__}: {error}") from error
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind not in _KINDS:
+        raise ValueError(f"message: expected arrays of numbers or booleans, got {value.dtype}")
+    if isinstance(value, np.ndarray):
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise ValueError(f"message: expected plain values and arrays, got {type(value).__name__}")
+
+
+def _decode(value: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in value:
+        return np.frombuffer(value[b"data"], _dtype(value)).reshape(value[b"shape"]).copy()
+    if b"__npgeneric__" in value:
+        return _dtype(value).type(value[b"data"])
+    return value
+
+
+def _dtype(value: dict[Any, Any]) -> np.dtype[Any]:
+    found: np.dtype[Any] = np.dtype(value[b"dtype"])
+    if found.kind not in _KINDS:
+        raise ValueError(f"message: expected arrays of numbers or booleans, got {found}")
+    return found
