@@ -32,7 +32,7 @@ def test_a_replay_repeats_every_episode(tmp_path, replan):
 
 def test_an_episode_that_was_not_recorded_is_an_error_in_its_row(tmp_path):
     play = replaying(recorded(tmp_path), "seed=10000")
-    row = play((0, 7))
+    row = play(Job(0, 7))
     assert row["reason"] == "error"
     assert "expected an episode that began with seed" in row["error"]
 
