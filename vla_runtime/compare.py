@@ -36,8 +36,23 @@ from vla_runtime.evaluation.statistics import (
 logger = logging.getLogger(__name__)
 
 # The subject of a comparison, and what has no influence on an episode.
-COMPARED = frozenset({"policy", "decode", "loop"})
-BOOKKEEPING = frozenset({"out", "workers", "video", "shard", "merge", "require", "device", "style", "timeout"})
+COMPARED = frozenset({"policy", "decode", "loop", "limits", "safety"})
+BOOKKEEPING = frozenset(
+    {
+        "out",
+        "workers",
+        "video",
+        "shard",
+        "merge",
+        "require",
+        "device",
+        "style",
+        "timeout",
+        "record",
+        "replay",
+        "explain",
+    }
+)
 
 Key = tuple[int, int, str]
 Row = Mapping[str, Any]

@@ -51,6 +51,16 @@ def test_limits_and_safety_are_options_and_what_they_do_is_in_the_row():
     assert why.startswith("plan: expected one within 2.0 s")
 
 
+def test_a_bad_line_is_in_the_row_and_frozen_cameras_stop_the_robot():
+    assert row()["faults"] == {"late": 0.0, "lost": 0.0, "freeze": 0.0, "freeze_s": 0.5, "action_late": 0}
+    late = row("faults.action_late=4", "loop=async")
+    assert late["faults"]["action_late"] == 4
+    assert late["steps"] > row()["steps"]
+    frozen = row("env.control=absolute", "faults.freeze=1.0", "faults.freeze_s=60", "safety.observation=0.3")
+    # An expert does not look, so that only a policy that does is stopped.
+    assert frozen["safety"] == []
+
+
 def test_in_step_it_stands_while_it_thinks():
     steady, stood = row(), row("loop.latency=0.1")
     assert stood["success"]

@@ -89,6 +89,7 @@ class EpisodeRunner:
             "control": config["env"].get("control"),
             "style": config["style"],
             "recover": config["recover"],
+            "faults": {name: value for name, value in config["faults"].items() if name != "_target_"},
             "versions": {"vla_runtime": vla_runtime.__version__, "python": platform.python_version(), **spec.versions},
             "loop": self._settings.facts,
             "decode": dict(policy.decode),
@@ -246,9 +247,12 @@ def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
 
 
 def build_environment(config: Config) -> Env:
-    """The environment of a config, inside the wrapper that disturbs it when `recover=true`."""
+    """The environment of a config, inside the wrapper that disturbs it when `recover=true`, behind its bad line."""
     env = build_env(config["env"])
-    return build(config["perturbation"], env) if config["recover"] else env
+    if config["recover"]:
+        env = build(config["perturbation"], env)
+    behind: Env = build(config["faults"], env)
+    return behind
 
 
 def _side_by_side(images: list[Image]) -> Image:
