@@ -172,6 +172,10 @@ def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any]) -> N
 
 def _finish(config: Config, rows: list[Row], requested: int, folder: Path) -> dict[str, Any]:
     summary = summarise(config, rows, requested, folder)
+    if config["loop"].get("clock") == "system":
+        # A profile for loop.latency: what it costs can be told in simulation.
+        waits = [wait / 1e3 for row in rows for wait in row["timing"].get("waits_ms", ())]
+        write_text(folder / "latencies.json", json.dumps(waits) + "\n")
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(folder)
     return summary

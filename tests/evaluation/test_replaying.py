@@ -39,7 +39,7 @@ def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, **loop
         recorder(tick)
         (told or {}).get(tick.index + 1, lambda *_: None)(safety, (tick.index + 1) * PERIOD)
 
-    settings.play(env, policy, result, lambda session, wall: Delayed(session, wall, source), on_tick, safety)
+    settings.play(env, policy, result, lambda session, wall: Delayed(session, wall, source), 0, on_tick, safety)
     recorder.close(result)
     return path, env.applied, result
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -49,3 +51,51 @@ class Numbered:
             rows[: len(committed)] = committed
         self.asked.append((time, committed))
         return ActionChunk(rows, time, PERIOD, time)
+
+
+class Policy:
+    """The numbered session as a policy; `behave(session, seed)` may make it behave otherwise."""
+
+    def __init__(self, env, behave=None):
+        self._env, self._behave, self.spec = env, behave, Numbered(env).spec
+
+    def begin(self, seed):
+        session = Numbered(self._env)
+        return session if self._behave is None else self._behave(session, seed)
+
+    def close(self): ...
+
+
+def obedient(period=PERIOD):
+    """A numbered policy, for a process of its own."""
+    return Policy(Recording(period))
+
+
+def says_who(behaviour):
+    """One that answers with its process, its seed and how often it was asked; or that fails as told."""
+
+    def behave(session, seed):
+        predict = session.predict
+
+        def answer(observations, committed=None, deadline=None):
+            if behaviour == "die":
+                os._exit(7)
+            if behaviour == "raise":
+                raise LookupError("no idea")
+            if behaviour == "exit":
+                sys.exit(3)
+            if behaviour == "odd":
+                raise type("Local", (Exception,), {})("cannot be pickled")
+            chunk = predict(observations, committed, deadline)
+            facts = {"pid": float(os.getpid()), "seed": float(seed), "asked": float(len(session.asked))}
+            return replace(chunk, facts=facts)
+
+        session.predict = answer
+        return session
+
+    return Policy(Recording(), behave)
+
+
+def fails_to_build():
+    """What cannot be made."""
+    raise ValueError("expected weights, got none")

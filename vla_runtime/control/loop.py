@@ -175,6 +175,8 @@ class _Loop:
         self._waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._stand: Float | None = None
         self._moves_since = -math.inf
+        # Seconds into the period when the question was asked.
+        self._looked = 0.0
         self._began = self._outside = 0.0
         self._playing: ActionChunk | None = None
         self._forget()
@@ -265,6 +267,7 @@ class _Loop:
         self._asked_at, self._held_before = now, self._result.trace.held
         self._given = 0 if committed is None else len(committed)
         began = self._wall.now()
+        self._looked = began - self._began
         self._thinking.ask(seen, committed)
         self._outside += self._wall.now() - began
         self._next_plan = index + max(1, round(self._replan * self._per_row))
@@ -286,6 +289,7 @@ class _Loop:
         chunk = replace(answer, start=answer.start + self._asked_at - answer.observed, observed=self._asked_at)
         trace = self._result.trace
         trace.latencies.append(self._thinking.seconds)
+        trace.waits.append(self._looked + self._thinking.seconds)
         trace.delays.append(now - self._asked_at)
         self._waits.append(now - self._asked_at)
         trace.facts.append(chunk.facts)

@@ -26,15 +26,22 @@ _log = logging.getLogger(__name__)
 _ROUNDING = 1e-6
 
 
-def latencies(latency: float | str, seed: int) -> Iterator[float]:
-    """Seconds for one question after another: a number every time, or drawn from a recorded profile.
+MEASURED = "measured"
 
-    latency: at least 0, or a file with a JSON list of seconds. ValueError for anything else.
+
+def latencies(latency: float | str, seed: int) -> Iterator[float | None]:
+    """Seconds for one question after another: a number every time, drawn from a recorded profile, or None: as measured.
+
+    latency: at least 0, a file with a JSON list of seconds, or "measured". ValueError for anything else.
     """
+    if latency == MEASURED:
+        return repeat(None)
     if isinstance(latency, int | float) and not isinstance(latency, bool) and latency >= 0:
         return repeat(float(latency))
     if not isinstance(latency, str):
-        raise ValueError(f"loop.latency: expected seconds from 0 on or a file with a list of them, got {latency!r}")
+        raise ValueError(
+            f"loop.latency: expected seconds from 0 on, a file with a list of them, or measured, got {latency!r}"
+        )
     try:
         values = np.array(json.loads(Path(latency).read_text()), np.float64)
     except (OSError, ValueError, TypeError) as error:
@@ -92,17 +99,18 @@ class InStep:
 class Delayed(InStep):
     """As a policy that takes its time, on a clock that does not: each answer is there `delays` after its observation.
 
-    delays: seconds, one for every question; an iterator that ends ends the run.
+    delays: seconds, one for every question, None: as long as it did take; an iterator that ends ends the run.
     """
 
-    def __init__(self, session: Session, wall: Clock, delays: Iterator[float]):
+    def __init__(self, session: Session, wall: Clock, delays: Iterator[float | None]):
         super().__init__(session, wall)
         self._delays = delays
         self._ready = 0.0
 
     def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
         super().ask(observations, committed)
-        self._ready = observations[-1].time + next(self._delays)
+        delay = next(self._delays)
+        self._ready = observations[-1].time + (self.seconds if delay is None else delay)
 
     def take(self, now: float) -> ActionChunk | None:
         return super().take(now) if now >= self._ready - _ROUNDING else None

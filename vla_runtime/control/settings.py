@@ -7,13 +7,14 @@ It knows no particular environment and no policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from vla_runtime.control.clock import Clock, VirtualClock
+from vla_runtime.control.clock import Clock, SystemClock, VirtualClock
 from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join, Spline
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.loop import Run, Tick, run
-from vla_runtime.control.planner import Delayed, Planner, latencies
+from vla_runtime.control.planner import Beside, Delayed, Planner, latencies
 from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.interfaces import Env, Session
 from vla_runtime.types import ActionSpec, EnvSpec, PolicySpec
@@ -22,6 +23,7 @@ Options = Mapping[str, Any]
 
 # Joins that mix chunks; newest and prefix execute one at a time, spline reshapes it.
 _MIXING: dict[str, Callable[[ActionSpec], Join]] = {"blend": Blend, "ensemble": Ensemble, "adaptive": Adaptive}
+CLOCKS, PLANNERS = ("virtual", "system"), ("thread", "process")
 JOINS = ("newest", "prefix", *_MIXING, "spline")
 
 
@@ -49,6 +51,14 @@ class Settings:
             raise ValueError(
                 f"loop.join=spline: expected a policy whose chunks have curves (B-spline tokens), got {policy.name}"
             )
+        self._clock, planner = loop.get("clock", "virtual"), loop.get("planner", "thread")
+        for option, value, known in (("clock", self._clock, CLOCKS), ("planner", planner, PLANNERS)):
+            if value not in known:
+                raise ValueError(f"loop.{option}: expected one of {', '.join(known)}, got {value!r}")
+        if planner != "thread" and self._clock == "virtual":
+            raise ValueError(
+                f"loop.planner={planner}: expected loop.clock=system, got a clock on which nothing runs beside"
+            )
         self._prefix = name == "prefix"
         self._level, self._groups = limits["level"], limits["groups"] or {}
         self._timeouts = Timeouts(**safety)
@@ -58,6 +68,7 @@ class Settings:
             "mode": loop["mode"],
             "join": name,
             "replan": self.replan,
+            "clock": self._clock,
             "rate_hz": round(1 / env.period, 6),
         }
         if name == "spline":
@@ -70,17 +81,25 @@ class Settings:
         env: Env,
         session: Session,
         result: Run,
-        planner: Callable[[Session, Clock], Planner],
+        latency: float | str | Callable[[Session, Clock], Planner],
+        seed: int = 0,
         on_tick: Callable[[Tick], None] | None = None,
         safety: Safety | None = None,
-        clock: Clock | None = None,
     ) -> None:
-        """Drive `env`, which has just been reset, and fill in `result`; as `run`, on a virtual clock unless given one.
+        """Drive `env`, which has just been reset, and fill in `result`; on_tick: as for `run`.
 
-        safety: with the timeouts that were asked for unless given.
+        latency: on a virtual clock, seconds, a file of recorded ones, drawn from with `seed`, or what makes the planner
+        itself. safety: with the timeouts that were asked for unless given.
         """
+        if callable(latency):
+            planner = latency
+        elif self._clock == "system":
+            planner = Beside
+        else:
+            planner = partial(Delayed, delays=latencies(latency, seed))
+        clock = SystemClock() if self._clock == "system" and not callable(latency) else VirtualClock()
         run(
-            env, session, self._policy, clock or VirtualClock(), replan=self.replan, result=result, planner=planner,
+            env, session, self._policy, clock, replan=self.replan, result=result, planner=planner,
             prefix=self._prefix, join=self._join, stands=self._stands, limits=self._limits(),
             safety=safety or Safety(self._timeouts), on_tick=on_tick,
         )  # fmt: skip
@@ -96,9 +115,3 @@ class Settings:
 
     def _bound(self, limit: str) -> dict[str, float]:
         return {name: one[limit] for name, one in self._groups.items() if one.get(limit) is not None}
-
-
-def delayed(latency: float | str, seed: int) -> Callable[[Session, Clock], Planner]:
-    """Makes a planner whose answers take `latency`: seconds, or a file of recorded ones, drawn from with `seed`."""
-    delays = latencies(latency, seed)
-    return lambda session, wall: Delayed(session, wall, delays)

@@ -16,6 +16,7 @@ class Trace:
 
     states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered; latencies and
     ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended after the next was due.
+    waits: seconds from the beginning of the period that asked to the answer, on the machine's clock.
     delays: seconds from an observation to the tick that had its chunk, on the loop's clock; late: chunks that came
     after more rows than the policy was told of; seams: ticks whose command came from another chunk than the one
     before. facts: what each chunk said of how it was decoded.
@@ -26,6 +27,7 @@ class Trace:
     held: int = 0
     overruns: int = 0
     latencies: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     late: int = 0
     seams: list[int] = field(default_factory=list)

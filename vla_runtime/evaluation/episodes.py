@@ -18,10 +18,11 @@ import vla_runtime
 from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock
+from vla_runtime.control.isolated import Isolated
 from vla_runtime.control.loop import Run
-from vla_runtime.control.planner import latencies
+from vla_runtime.control.planner import MEASURED, latencies
 from vla_runtime.control.recorder import Recorder
-from vla_runtime.control.settings import Settings, delayed
+from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label
@@ -70,7 +71,7 @@ class EpisodeRunner:
         self._out = out
         self._seed = policy_seed(config)
         self._env: Env = build_environment(config)
-        self._policy: Policy = build_policy(config, self._env)
+        self._policy: Policy = built_policy(config, self._env)
         spec, policy = self._env.spec, self._policy.spec
         require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
         self._latencies = latency_points(config["loop"])
@@ -107,7 +108,7 @@ class EpisodeRunner:
             seed = begin_seed(self._seed, task, episode)
             session = self._policy.begin(seed)
             recorder = self._recorder(job, seed)
-            self._settings.play(self._env, session, result, delayed(latency, seed), recorder)
+            self._settings.play(self._env, session, result, latency, seed, recorder)
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
@@ -126,6 +127,8 @@ class EpisodeRunner:
             "wall_s": round(wall_s, 6),
             "reset_s": round(reset_s, 6),
             "latencies_ms": [round(1e3 * latency, 3) for latency in result.trace.latencies],
+            # From the beginning of the period that asked: what a profile for `loop.latency` is made of.
+            "waits_ms": [round(1e3 * wait, 3) for wait in result.trace.waits],
             # Beside the times, since rounds may end by a deadline.
             "chunks": result.trace.chunk_means(),
             "tick_us": percentiles(result.trace.ticks, 1e6),
@@ -220,9 +223,22 @@ def make_row(
     }
 
 
+def built_policy(config: Config, env: Env) -> Policy:
+    """The policy of a config, in a process of its own where `loop.planner=process` asks for that."""
+    if config["loop"].get("planner") == "process":
+        return Isolated(build_policy, (config, env.spec))
+    return build_policy(config, env)
+
+
 def latency_points(loop: Config) -> list[float | str]:
     """The latencies every episode is played with; `loop.latency` is one or a list. BadArguments for a wrong one."""
     wanted = loop["latency"]
+    if loop.get("clock") == "system":
+        if wanted not in (0, MEASURED):
+            raise BadArguments(
+                f"loop.latency: expected none with loop.clock=system, where it is measured, got {wanted!r}"
+            )
+        return [MEASURED]
     points = wanted if isinstance(wanted, list) else [wanted]
     found: list[float | str] = []
     for point in points:

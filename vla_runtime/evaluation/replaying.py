@@ -78,7 +78,7 @@ class Replay:
         config = recording.header["config"]
         planner = _Answers(recording, session, self.differences)
         Settings(config["loop"], config["limits"], config["safety"], env, policy).play(
-            _Seen(recording, env), _Nobody(), Run(), lambda session, wall: planner, self._compare, told
+            _Seen(recording, env), _Nobody(), Run(), lambda session, wall: planner, 0, self._compare, told
         )
         self.decoded = planner.decoded
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from vla_runtime.control.clock import Clock, SystemClock
+from vla_runtime.control.isolated import tell
 
 _log = logging.getLogger(__name__)
 
@@ -167,7 +168,4 @@ def _work(connection: Connection, build: Callable[..., tuple[Any, Work]], argume
         return  # The parent is gone: nobody is left to tell.
     except Exception as error:
         _log.debug("", exc_info=True)
-        try:
-            connection.send(("error", error))
-        except (TypeError, AttributeError):  # An exception that cannot be pickled is told by its text.
-            connection.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+        tell(connection, error)
