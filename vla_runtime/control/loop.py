@@ -220,6 +220,9 @@ class _Loop:
         began = self._wall.now()
         observation = self._env.observe(cameras)
         self._outside += self._wall.now() - began
+        missing = sorted(set(cameras) - set(observation.images))
+        if missing:
+            raise SpecMismatch(f"observation: expected images of {list(cameras)}, got none of {missing}")
         self._env.spec.validate(observation)
         self._first = observation.time if index == 0 else self._first
         now = self._first + index * self._period
