@@ -209,7 +209,7 @@ def load_policy(
             f"{folder / CONFIG}: expected a checkpoint of version {VERSION}, got {type(error).__name__}: {error}"
         ) from error
     _fill(policy, path)
-    decode = decode.named(folder)
+    decode = decode.named(folder, policy.head)
     for part in (policy.backbone, policy.head):
         part.to(device, PRECISIONS[decode.precision or "fp32"])
     return policy.decoding(decode)

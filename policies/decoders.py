@@ -163,37 +163,61 @@ class CapturedDecoder:
         return self._known[key]
 
 
-class WarmStart:
+class GuidedFlow(PlainDecoder):
+    """A flow's own `decode`, drawn to the chunk before where there is one."""
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
+    ) -> Tensor:
+        guide = warm[2] if len(warm) > 2 else None
+        if guide is None:
+            return super().__call__(context, committed, noise, batch)
+        actions: Tensor = self._head.decode_guided(self._backbone, context, noise, guide)
+        return actions
+
+
+class Before:
     """The chunk before as a guess of the next: shifted by the time that has passed, its end held.
 
-    share: of `steps` that are then taken. neutral_A: the row that moves nothing, in [-1, 1]; NaN where the last row
-    is held, which is what absolute goals and grippers do.
+    neutral_A: the row that moves nothing, in [-1, 1]; NaN where the last row is held, as absolute goals and grippers
+    are.
     """
 
-    def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor):
-        self.first = self.begins(share, steps)
+    def __init__(self, period: float, neutral_A: Tensor):
         self._period, self._neutral = period, neutral_A
         self._last: tuple[Tensor, float, str] | None = None
-
-    @staticmethod
-    def begins(share: float, steps: int) -> int:
-        """The first step that is taken."""
-        return steps - max(1, round(share * steps))
 
     def guess(self, time: float, instruction: str) -> Tensor | None:
         """Rows float [1, T, A] for a chunk from `time` on; None where the chunk before says nothing of it."""
         if self._last is None or self._last[2] != instruction:
             return None
-        rows, before, _ = self._last
-        passed = round((time - before) / self._period)
+        rows, passed = self._last[0], self.passed(time)
         if not 0 <= passed < rows.shape[1]:
             return None
         end = torch.where(self._neutral.isnan(), rows[:, -1], self._neutral)
         return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
 
+    def passed(self, time: float) -> int:
+        """Rows that lie between the chunk before and one from `time` on."""
+        assert self._last is not None
+        return round((time - self._last[1]) / self._period)
+
     def keep(self, rows_1TA: Tensor, time: float, instruction: str) -> None:
         """Remember a chunk that answers an observation of `time`."""
         self._last = rows_1TA, time, instruction
+
+
+class WarmStart(Before):
+    """The chunk before as what denoising begins with. share: of `steps` that are then taken; the rest as `Before`."""
+
+    def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor):
+        super().__init__(period, neutral_A)
+        self.first = self.begins(share, steps)
+
+    @staticmethod
+    def begins(share: float, steps: int) -> int:
+        """The first step that is taken."""
+        return steps - max(1, round(share * steps))
 
 
 def neutral_row(action: ActionSpec, normalise: Normalise) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, PlainDecoder
+from policies.decoders import CapturedDecoder, Decoder, GuidedFlow, MaskedDecoder, PlainDecoder
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
@@ -41,6 +41,8 @@ class Decode:
     commits everything left; one is always made.
     refresh: with bac, of masked diffusion over a prefix that sees the slots (OpenVLA-OFT's mask), the rounds in which
     the prefix is computed anew; an approximation, unlike everything else about rounds.
+    guide: of flow (plain) and diffusion (exact or bac), draw each chunk to the one before and to the rows that are
+    given, instead of telling the network of them (real-time chunking at inference).
     graphs: CUDA graphs, captured before the first chunk: of all steps with exact or bac, else of every pass.
     precision: of the weights and of what the networks compute, fp32 or bf16; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
@@ -56,6 +58,7 @@ class Decode:
     precision: str | None = None
     refresh: tuple[int, ...] | None = None
     graphs: bool | None = None
+    guide: bool | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in PRECISIONS:
@@ -81,11 +84,16 @@ class Decode:
                 if getattr(self, name):
                     raise ValueError(f"decode.refresh: expected no decode.{name}, got both; take one of them")
             object.__setattr__(self, "refresh", tuple(self.refresh))
+        if self.guide and (self.warm_start is not None or self.graphs):
+            raise ValueError("decode.guide: expected no decode.warm_start and no decode.graphs beside it, got one")
         if self.deadline is not None and not self.deadline >= 0:
             raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
 
-    def named(self, folder: Path) -> Decode:
-        """This, or what the checkpoint in `folder` names where this is auto; `schedule` is then a path there."""
+    def named(self, folder: Path, head: Any) -> Decode:
+        """This, or what the checkpoint in `folder` names where this is auto; `schedule` is then a path there.
+
+        head: its own.
+        """
         path = folder / NAMED
         found = self
         if self.mode == "auto":
@@ -98,7 +106,9 @@ class Decode:
             # Nothing that the plain way can do.
             if self.schedule is not None or self.refresh is not None:
                 known = replace(known, mode="bac")
-            elif self.warm_start is not None and known.mode == "plain":
+            elif known.mode == "plain" and (
+                self.warm_start is not None or (self.guide and isinstance(head, Diffusion))
+            ):
                 known = replace(known, mode="exact")
             found = replace(known, **self._asked())
         if found.schedule is not None and self.schedule is None:
@@ -183,6 +193,15 @@ def decoder_for(
         return lambda: MaskedDecoder(head, RefreshedPrefix(backbone, rounds), decode.deadline), facts
     if decode.refresh is not None:
         raise ValueError(f"decode.refresh: expected a discrete_diffusion head, got {head.name}")
+    if decode.guide:
+        facts["guide"] = True
+        if not isinstance(head, Diffusion | Flow) or isinstance(head, Flow) != (decode.mode == "plain"):
+            raise ValueError(
+                "decode.guide: expected a flow head with decode=plain or a diffusion head with decode=exact or bac, "
+                f"got {head.name} with decode={decode.mode}"
+            )
+        if decode.mode == "plain":
+            return lambda: GuidedFlow(head, backbone), facts
     if decode.mode == "plain":
         return lambda: PlainDecoder(head, _captured(backbone, decode)), facts
     if not isinstance(head, Diffusion | Flow):

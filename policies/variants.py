@@ -155,7 +155,7 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
          DiffusersCache(backbone, "taylorseer", interval=config["taylorseer"])),
     ):  # fmt: skip
         found.append(Variant(name, cache, head, PlainDecoder(head, cache), begin=cache.begin))
-    if named is not None and (own := AUTO.named(named)) != PLAIN:
+    if named is not None and (own := AUTO.named(named, head)) != PLAIN:
         found.append(_prepared("as the checkpoint names", policy, own))
     return found
 

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
+from policies.decoders import Before, CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
+from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
+from vla_runtime.decoding.guidance import Guide, soft_weights
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 
@@ -43,13 +46,16 @@ class VLAPolicy:
             raise SpecMismatch(f"observation_offsets: expected (0,), got {spec.observation_offsets}")
         self._own_head = head.eval()
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
-        self._warm_start = decode.warm_start
+        self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
         self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
         precision = require_precision(self.dtype, decode)
         tokenizer = getattr(self.head, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, BSpline) else None
         self._spec = replace(
-            spec, decode={"mode": decode.mode, "precision": precision, **facts}, curves=self._tokenizer is not None
+            spec,
+            decode={"mode": decode.mode, "precision": precision, **facts},
+            curves=self._tokenizer is not None,
+            pins=isinstance(self.head, DiscreteDiffusion) and isinstance(tokenizer, Bins),
         )
         self.state, self.action = state, action
         self._binary = [
@@ -79,6 +85,11 @@ class VLAPolicy:
             return None
         neutral = neutral_row(self._spec.action, self.action).to(self.device)
         return WarmStart(self._warm_start, self._spec.decode["steps"], self._spec.period, neutral)
+
+    def before(self) -> Before | None:
+        """What a session remembers of its last chunk in order to draw the next to it, or None."""
+        neutral = neutral_row(self._spec.action, self.action).to(self.device)
+        return Before(self._spec.period, neutral) if self._guide else None
 
     @property
     def spec(self) -> PolicySpec:
@@ -150,7 +161,7 @@ class VLASession:
     def __init__(self, policy: VLAPolicy, seed: int):
         self._policy = policy
         self._decode = policy.decoder()
-        self._warm = policy.warm_start()
+        self._warm, self._before = policy.warm_start(), policy.before()
         self._generator = torch.Generator().manual_seed(seed)
         if policy.spec.decode.get("graphs"):
             self._capture()
@@ -183,7 +194,12 @@ class VLASession:
         context = policy.backbone.encode(policy.batch([observation]))
         given = policy.committed(committed)
         facts: dict[str, float] = {}
-        if self._warm is None:
+        if self._before is not None:
+            guide = self._guide(observation, given)
+            unit = self._decode(context, given if guide is None else None, noise, 1, None, 0, guide)
+            self._before.keep(unit, observation.time, observation.instruction)
+            facts["guided"] = float(guide is not None)
+        elif self._warm is None:
             unit = self._decode(context, given, noise, 1)
         else:
             guess = self._warm.guess(observation.time, observation.instruction)
@@ -194,3 +210,15 @@ class VLASession:
         facts |= self._decode.facts
         chunk: ActionChunk = policy.chunk(unit[0], observation.time, committed, facts)
         return chunk
+
+    def _guide(self, observation: Observation, given: Committed | None) -> Guide | None:
+        """The rest of the chunk before, with the rows that are given; None where it says nothing of now."""
+        assert self._before is not None
+        target = self._before.guess(observation.time, observation.instruction)
+        if target is None:
+            return None
+        count = 0
+        if given is not None:
+            count = int(given.counts_B[0])
+            target = torch.cat([given.rows_BPA[:, :count].to(target), target[:, count:]], dim=1)
+        return Guide(target, soft_weights(target.shape[1], count, self._before.passed(observation.time)))

@@ -287,7 +287,7 @@ class PolicySpec:
     statistics, None when it has none. seen: hashes of the initial states it was trained on. executed: rows of
     a chunk that are meant to be played before the next is asked for; None: all. weights: a hash of what was
     learned, None where nothing was. decode: how it decodes, as plain values for a row. curves: whether its chunks
-    have curves, where no rows were given.
+    have curves, where no rows were given. pins: whether rows that are given are fixed, exactly, while it decodes.
     """
 
     name: str
@@ -304,6 +304,7 @@ class PolicySpec:
     weights: str | None = None
     decode: Mapping[str, Any] = field(default_factory=dict)
     curves: bool = False
+    pins: bool = False
 
     def __post_init__(self) -> None:
         offsets = self.observation_offsets

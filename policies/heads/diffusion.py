@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from policies.batch import Batch, Committed
 from policies.heads.slots import PrefixSlots, free_rows, keep_committed, weighted_mean
 from vla_runtime.decoding.denoise import Denoising, denoise, draw_noise, flow, noise_schedule
+from vla_runtime.decoding.guidance import Guide, guided_flow
 
 
 class _Rows(nn.Module):
@@ -120,3 +121,11 @@ class Flow(nn.Module):
             return self.network(backbone, context, committed, sample, time)  # type: ignore[no-any-return]
 
         return keep_committed(flow(predict, noise["start"], self.steps).clamp(-1, 1), committed)
+
+    def decode_guided(self, backbone: Any, context: Any, noise: dict[str, Tensor], guide: Guide) -> Tensor:
+        """A chunk float [B, T, A] in [-1, 1], drawn to what the guide says; costs a backward pass a step."""
+
+        def predict(sample: Tensor, time: Tensor) -> Tensor:
+            return self.network(backbone, context, None, sample, time)  # type: ignore[no-any-return]
+
+        return guided_flow(predict, noise["start"], self.steps, guide).clamp(-1, 1)

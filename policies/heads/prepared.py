@@ -8,6 +8,7 @@ holds buffers; the plain `decode` of the heads is its reference.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from policies.heads.slots import keep_committed
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import StepTable, denoise_exact, step_table
 from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+from vla_runtime.decoding.guidance import Guide, mixed_in
 
 # Of how many updates the similarity is watched, about: each costs a fifth of a branch.
 WATCHED = 20
@@ -70,12 +72,14 @@ class PreparedDecoder:
         batch: int = 1,
         warm: Tensor | None = None,
         first: int = 0,
+        guide: Guide | None = None,
     ) -> Tensor:
         """A chunk float [B, T, A] in [-1, 1]. warm: a guess of it, to begin with at step `first` instead of noise.
+        guide: of diffusion, what it is drawn to.
 
         ValueError for a first step other than 0 without a guess.
         """
-        rows = self.run(context, committed, noise, batch, warm, first)
+        rows = self.run(context, committed, noise, batch, warm, first, guide)
         self.tell(None, first)
         return rows
 
@@ -88,13 +92,16 @@ class PreparedDecoder:
         batch: int = 1,
         warm: Tensor | None = None,
         first: int = 0,
+        guide: Guide | None = None,
     ) -> Tensor:
         """The chunk alone: work of the device, which is asked nothing, so that it can be captured."""
         if first and warm is None:
             raise ValueError(f"warm start: expected a guess to begin with at step {first}, got none")
         self._begin(context, committed, batch, first)
         if self._table is not None:
-            sample = denoise_exact(self._predict, noise, self._table, warm, first)
+            touch = partial(mixed_in, guide=guide, table=self._table, start=noise["start"])
+            sample = denoise_exact(self._predict, noise, self._table, warm, first, lambda found, k: touch(found, k=k))
+            sample = sample if guide is None else guide.mixed(sample, guide.target)
         else:
             sample = noise["start"]
             if warm is not None:

@@ -78,7 +78,7 @@ def test_in_step_it_stands_while_it_thinks():
         (["loop.latency=[]"], "expected at least one"),
         (
             ["loop.join=glue"],
-            "loop.join: expected one of newest, prefix, blend, ensemble, adaptive, spline, got 'glue'",
+            "loop.join: expected one of newest, prefix, pin, guide, blend, ensemble, adaptive, spline, got 'glue'",
         ),
         (["loop.join=prefix"], "expected a policy that takes committed rows, got"),
         (["loop.join=spline"], "expected a policy whose chunks have curves"),

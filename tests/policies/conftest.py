@@ -28,8 +28,9 @@ def dataset(recorded):
 
 @pytest.fixture
 def make_policy(dataset):
-    def make(head="beast", **options):
-        tokenizer = {"name": "bspline"} if head in ("beast", "discrete_diffusion", "autoregressive") else None
+    def make(head="beast", tokenizer=None, **options):
+        if tokenizer is None and head in ("beast", "discrete_diffusion", "autoregressive"):
+            tokenizer = {"name": "bspline"}
         return policy_for(
             dataset, "small", SMALL, {"name": head, **options}, tokenizer, max_committed=RECIPE.max_committed, seed=0
         )

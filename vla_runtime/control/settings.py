@@ -23,8 +23,10 @@ Options = Mapping[str, Any]
 
 # Joins that mix chunks; newest and prefix execute one at a time, spline reshapes it.
 _MIXING: dict[str, Callable[[ActionSpec], Join]] = {"blend": Blend, "ensemble": Ensemble, "adaptive": Adaptive}
+# Of these the policy is told which rows will be executed while it thinks.
+_TOLD = ("prefix", "pin", "guide")
 CLOCKS, PLANNERS = ("virtual", "system"), ("thread", "process")
-JOINS = ("newest", "prefix", *_MIXING, "spline")
+JOINS = ("newest", "prefix", "pin", "guide", *_MIXING, "spline")
 
 
 class Settings:
@@ -43,10 +45,17 @@ class Settings:
         name = loop.get("join", "newest")
         if name not in JOINS:
             raise ValueError(f"loop.join: expected one of {', '.join(JOINS)}, got {name!r}")
-        if name == "prefix" and not policy.max_committed:
+        if name in _TOLD and not policy.max_committed:
             raise ValueError(
-                f"loop.join=prefix: expected a policy that takes committed rows, got {policy.name}; take newest"
+                f"loop.join={name}: expected a policy that takes committed rows, got {policy.name}; take newest"
             )
+        if name == "pin" and not policy.pins:
+            raise ValueError(
+                "loop.join=pin: expected a policy whose given rows are fixed while it decodes (discrete_diffusion over "
+                f"bins), got {policy.name}; take prefix"
+            )
+        if name == "guide" and not policy.decode.get("guide"):
+            raise ValueError(f"loop.join=guide: expected a policy with decode.guide=true, got {policy.name} without")
         if name == "spline" and not policy.curves:
             raise ValueError(
                 f"loop.join=spline: expected a policy whose chunks have curves (B-spline tokens), got {policy.name}"
@@ -59,7 +68,7 @@ class Settings:
             raise ValueError(
                 f"loop.planner={planner}: expected loop.clock=system, got a clock on which nothing runs beside"
             )
-        self._prefix = name == "prefix"
+        self._prefix = name in _TOLD
         self._level, self._groups = limits["level"], limits["groups"] or {}
         self._timeouts = Timeouts(**safety)
         self._join = self._made_join(name, loop.get("continuity", 1))

@@ -145,17 +145,24 @@ def step_table(denoising: Denoising) -> StepTable:
 
 
 def denoise_exact(
-    predict: PredictStep, noise: dict[str, Tensor], table: StepTable, warm: Tensor | None = None, first: int = 0
+    predict: PredictStep,
+    noise: dict[str, Tensor],
+    table: StepTable,
+    warm: Tensor | None = None,
+    first: int = 0,
+    touch: Callable[[Tensor, int], Tensor] = lambda sample, k: sample,
 ) -> Tensor:
     """As `denoise`, with the table. predict(sample, k) answers the noise in the sample at the k-th step.
 
-    warm: a guess of the clean sample to begin with instead of noise alone, noised as step `first` expects it.
+    warm: a guess of the clean sample to begin with instead of noise alone, noised as step `first` expects it. touch:
+    what the k-th step is given instead of the sample.
     """
     sample, last = noise["start"], None
     if warm is not None:
         sample = warm * table.signal[first] + noise["start"] * table.level[first]
     for k in range(first, len(table.timesteps)):
         drawn = noise["steps"][k] if "steps" in noise else None
+        sample = touch(sample, k)
         sample, last = table.step(k, sample, predict(sample, k), last, drawn)
     return sample
 

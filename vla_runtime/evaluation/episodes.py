@@ -224,7 +224,10 @@ def make_row(
 
 
 def built_policy(config: Config, env: Env) -> Policy:
-    """The policy of a config, in a process of its own where `loop.planner=process` asks for that."""
+    """The policy of a config, decoding as its loop needs it, in a process of its own where `loop.planner` says so."""
+    if config["loop"].get("join") == "guide" and "decode" in config["policy"]:
+        decode = {**config["policy"]["decode"], "guide": True}
+        config = {**config, "policy": {**config["policy"], "decode": decode}}
     if config["loop"].get("planner") == "process":
         return Isolated(build_policy, (config, env.spec))
     return build_policy(config, env)

@@ -1,0 +1,106 @@
+"""Chunks drawn to the one before: by which heads, with which decodes, and what the loop then executes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from playing import runner
+
+from envs.reach import Reach
+from policies.checkpoint import save_policy
+from policies.decoding import Decode
+from vla_runtime.evaluation.folder import Job
+
+WAYS = {"flow": "plain", "diffusion": "exact"}
+
+
+@pytest.fixture
+def seen():
+    env = Reach(size=16)
+    env.reset(0, 0, 0)
+    return env.observe([camera.name for camera in env.spec.cameras])
+
+
+@pytest.mark.parametrize("head", WAYS)
+def test_the_next_chunk_is_drawn_to_the_one_before(make_policy, seen, head):
+    policy = make_policy(head)
+    period = policy.spec.period
+
+    def gap(decode):
+        """How far rows of the second chunk are from what the first said of the same times."""
+        session = policy.decoding(decode).begin(0)
+        first = session.predict([seen])
+        later = replace(seen, time=seen.time + 2 * period)
+        second = session.predict([later])
+        return first, second, np.abs(second.actions[:4] - first.actions[2:6]).mean()
+
+    plain, guided = gap(Decode(WAYS[head])), gap(Decode(WAYS[head], guide=True))
+    assert np.array_equal(plain[0].actions, guided[0].actions)  # there is nothing to be drawn to yet
+    assert (guided[0].facts["guided"], guided[1].facts["guided"]) == (0.0, 1.0)
+    assert guided[2] < 0.6 * plain[2]
+
+
+@pytest.mark.parametrize("head", WAYS)
+def test_given_rows_are_kept_and_another_instruction_is_another_task(make_policy, seen, head):
+    policy = make_policy(head).decoding(Decode(WAYS[head], guide=True))
+    session = policy.begin(0)
+    first = session.predict([seen])
+    rows = first.actions[2:4]
+    later = replace(seen, time=seen.time + 2 * policy.spec.period)
+    second = session.predict([later], rows)
+    assert np.array_equal(second.actions[:2], rows)
+    other = replace(later, instruction="something else")
+    assert session.predict([other]).facts["guided"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("head", "decode", "message"),
+    [
+        ("flow", Decode("exact", guide=True), "flow head with decode=plain"),
+        ("diffusion", Decode("plain", guide=True), "diffusion head with decode=exact or bac"),
+        ("beast", Decode("plain", guide=True), "got beast with decode=plain"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(make_policy, head, decode, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(head).decoding(decode)
+    with pytest.raises(ValueError, match=r"decode.guide: expected no decode.warm_start"):
+        Decode("exact", guide=True, warm_start=0.2)
+
+
+@pytest.mark.parametrize(("head", "join"), [("flow", "guide"), ("diffusion", "guide"), ("discrete_diffusion", "pin")])
+def test_what_is_committed_is_executed(make_policy, tmp_path, head, join):
+    options = {"tokenizer": {"name": "bins"}} if join == "pin" else {}
+    policy = make_policy(head, **options)
+    save_policy(tmp_path / "small", policy, {}, {})
+    base = ("env=reach", "env.size=16", "env.max_steps=30", f"policy={tmp_path / 'small'}", "loop=async")
+    row = runner(*base, f"loop.join={join}", "loop.latency=0.1", "loop.replan=4")(Job(0, 0, 0.1))
+    assert row["error"] is None
+    assert row["late"] == 0
+    assert row["loop"]["join"] == join
+    if join == "guide":
+        assert row["decode"]["guide"] is True
+        assert row["timing"]["chunks"]["guided"] > 0.5
+
+
+def test_only_bins_can_be_pinned(make_policy):
+    assert make_policy("discrete_diffusion", tokenizer={"name": "bins"}).spec.pins
+    assert not make_policy("discrete_diffusion").spec.pins
+    assert not make_policy("flow").spec.pins
+
+
+def test_pinned_tokens_stay_what_they_are_while_it_decodes(make_policy, seen):
+    policy = make_policy("discrete_diffusion", tokenizer={"name": "bins"})
+    rows = policy.begin(0).predict([seen]).actions[1:3]
+    with torch.no_grad():
+        context = policy.backbone.encode(policy.batch([seen]))
+        noise = policy.head.draw(1, torch.Generator().manual_seed(1))
+        _, ids = policy.head.decode_tokens(policy.backbone, context, policy.committed(rows), noise, 1)
+    padded = np.zeros((1, policy.spec.horizon, policy.spec.action.size), np.float32)
+    padded[0, :2] = policy.action.forward(rows)
+    wanted = policy.head.tokenizer.encode(torch.from_numpy(padded))
+    count = 2 * policy.spec.action.size
+    assert torch.equal(ids[:, :count], wanted[:, :count])
