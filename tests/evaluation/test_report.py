@@ -96,6 +96,30 @@ def folder(path: Path, rows: list[dict[str, Any]], **summary: Any) -> Path:
     return path
 
 
+def test_how_the_loop_went_is_told_and_drawn(tmp_path: Path) -> None:
+    went = {
+        "delay": 0.15,
+        "late": 1,
+        "smoothness": {"position": {"seam_jump": 0.02, "seam_velocity_jump": 0.4, "jerk": 7.0, "lag": None}},
+        "limits": {"position speed": 3},
+        "safety": [[1.25, "stopped", "plan: <none> came"]],
+        "timeline": {"held": [[0, 2]], "limits": [[9, 9]], "seams": [[5, 5]], "chunks": [[3, 3], [5, 5]]},
+    }
+    page = write_report(folder(tmp_path, [row(0, 0, **went), row(0, 1)])).read_text()
+    assert "Control" in page
+    assert "150 ms" in page
+    assert "position: seam jump" in page
+    assert "limit broken: position speed" in page
+    assert "3 ticks" in page
+    assert "stopped at 1.25 s" in page
+    assert "plan: &lt;none&gt; came" in page
+    assert "position: lag" not in page
+    assert page.count('class="held"') == 1
+    assert page.count('class="chunks"') == 2
+    assert "held, tick 0 to 2" in page
+    assert "limits, tick 9<" in page
+
+
 def test_success_against_latency_is_drawn(tmp_path: Path) -> None:
     points = [
         {"latency": latency, "delay": delay, "episodes": 20, "successes": n, "success_rate": n / 20}

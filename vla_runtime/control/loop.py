@@ -193,6 +193,11 @@ class _Loop:
         trace = self._result.trace
         self._result.clamped = self._limits.clamped
         trace.held += command.held
+        if command.held:
+            trace.held_at.append(index)
+        if self._limits.broken:
+            trace.broken_at.append(index)
+        trace.begins.append(self._began)
         trace.states.append(observation.state)
         trace.commands.append(command.values)
         return Tick(
@@ -294,6 +299,7 @@ class _Loop:
         trace.latencies.append(self._thinking.seconds)
         trace.waits.append(self._looked + self._thinking.seconds)
         trace.delays.append(now - self._asked_at)
+        trace.arrivals.append(index)
         self._waits.append(now - self._asked_at)
         trace.facts.append(chunk.facts)
         self._result.plans += 1

@@ -85,6 +85,11 @@ class Settings:
         if self._groups:
             self.facts["limits"] = {"level": self._level, "groups": dict(self._groups)}
 
+    @property
+    def real_time(self) -> bool:
+        """Whether runs go by the machine's clock."""
+        return bool(self._clock == "system")
+
     def play(
         self,
         env: Env,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from vla_runtime.types import Float
 class Trace:
     """The record of one episode.
 
-    states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered; latencies and
+    states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered, held_at which;
+    broken_at: ticks that broke a limit; arrivals: ticks in which a chunk came; begins: when each tick began, on the
+    machine's clock. latencies and
     ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended after the next was due.
     waits: seconds from the beginning of the period that asked to the answer, on the machine's clock.
     delays: seconds from an observation to the tick that had its chunk, on the loop's clock; late: chunks that came
@@ -25,6 +28,10 @@ class Trace:
     states: list[Float] = field(default_factory=list)
     commands: list[Float] = field(default_factory=list)
     held: int = 0
+    held_at: list[int] = field(default_factory=list)
+    broken_at: list[int] = field(default_factory=list)
+    arrivals: list[int] = field(default_factory=list)
+    begins: list[float] = field(default_factory=list)
     overruns: int = 0
     latencies: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
@@ -34,10 +41,30 @@ class Trace:
     ticks: list[float] = field(default_factory=list)
     facts: list[Mapping[str, float]] = field(default_factory=list)
 
+    def timeline(self) -> dict[str, list[list[int]]]:
+        """Ticks as runs [first, last]: held, limits broken, seams, chunks that came."""
+        kinds = {"held": self.held_at, "limits": self.broken_at, "seams": self.seams, "chunks": self.arrivals}
+        return {name: runs(ticks) for name, ticks in kinds.items()}
+
+    def period_errors(self, period: float) -> list[float]:
+        """Seconds by which each tick began too late or too early after the one before."""
+        return [abs(after - before - period) for before, after in pairwise(self.begins)]
+
     def chunk_means(self) -> dict[str, float]:
         """The mean of every fact over the chunks that say it."""
         names = sorted({name for one in self.facts for name in one})
         return {name: round(float(np.mean([one[name] for one in self.facts if name in one])), 6) for name in names}
+
+
+def runs(ticks: Sequence[int]) -> list[list[int]]:
+    """Ascending ticks as [first, last] of each unbroken run."""
+    found: list[list[int]] = []
+    for tick in ticks:
+        if found and tick == found[-1][1] + 1:
+            found[-1][1] = tick
+        else:
+            found.append([tick, tick])
+    return found
 
 
 def percentiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float | None]:

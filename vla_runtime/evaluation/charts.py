@@ -87,6 +87,21 @@ def histogram(values: Sequence[float], label: str, width: int = 460, height: int
     return "".join(parts)
 
 
+def timeline(marks: Sequence[tuple[str, Sequence[Sequence[int]]]], ticks: int, width: int = 620) -> str:
+    """One bar of `ticks` ticks. marks: what is drawn on it, as (class, runs [first, last]), one over the other."""
+    height, scale = 14, width / max(1, ticks)
+    parts = [_open(width, height, f"time line of {ticks} ticks")]
+    parts.append(f'<rect class="track" x="0" y="2" width="{width}" height="{height - 4}" rx="2"/>')
+    for name, runs in marks:
+        for first, last in runs:
+            wide = max((last - first + 1) * scale, 1.0)
+            parts.append(
+                f'<rect class="{name}" x="{first * scale:.1f}" y="2" width="{wide:.1f}" height="{height - 4}">'
+                f"<title>{name}, tick {first}{f' to {last}' if last > first else ''}</title></rect>"
+            )
+    return "".join([*parts, "</svg>"])
+
+
 def curve(points: Sequence[Sample], label: str, top: float | None = None, width: int = 460, height: int = 210) -> str:
     """Values over numbers, joined by a line, each with the bar of its interval where it has one.
 

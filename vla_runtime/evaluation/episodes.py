@@ -120,6 +120,7 @@ class EpisodeRunner:
         spec, trace = self._env.spec, result.trace
         row["smoothness"] = smoothness(spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period)
         wanted = self._video == "all" or (self._video == "failures" and not row["success"])
+        row["timeline"] = trace.timeline()
         row["recording"] = None if recorder is None else recording_name(job)
         if wanted and result.steps:
             row["video"] = self._record(job, result.trace)
@@ -133,6 +134,7 @@ class EpisodeRunner:
             "chunks": result.trace.chunk_means(),
             "tick_us": percentiles(result.trace.ticks, 1e6),
             "overruns": result.trace.overruns,
+            "period_error_ms": percentiles(trace.period_errors(spec.period), 1e3) if self._settings.real_time else None,
             "host": socket.gethostname(),
             "cpu": platform.processor() or platform.machine(),
         }

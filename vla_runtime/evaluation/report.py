@@ -19,12 +19,15 @@ from urllib.parse import quote
 import numpy as np
 
 from vla_runtime.disk import write_text
-from vla_runtime.evaluation.charts import curve, histogram, interval_bar
+from vla_runtime.evaluation.charts import curve, histogram, interval_bar, timeline
 from vla_runtime.evaluation.folder import in_order, latency_label, read_rows
 from vla_runtime.evaluation.page import document, number, section, table
 from vla_runtime.evaluation.statistics import wilson_interval
 
 Row = Mapping[str, Any]
+
+# Episodes whose time line is drawn.
+_TIMELINES = 100
 
 # Strips above this number are loaded from videos/ instead of being inside the page: some 10 MB of HTML.
 _EMBEDDED = 200
@@ -62,7 +65,7 @@ def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder:
             _premises(rows),
             _strips(rows, folder),
         ]
-        parts += [_episodes(rows), _facts(rows), _versions(rows)]
+        parts += [_control(rows), _timelines(rows), _episodes(rows), _facts(rows), _versions(rows)]
     parts.append(
         section("Configuration", f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>")
     )
@@ -277,6 +280,59 @@ def _episodes(rows: Sequence[Row]) -> str:
     ]
     heads = ("#task", "#episode", "result", "#steps", "#plans", "#progress", "#latency s", "#wall s", "initial state")
     return section("Episodes", f"<details><summary>all {len(rows)}</summary>{table(lines, heads)}</details>")
+
+
+def _control(rows: Sequence[Row]) -> str:
+    """How the loop went: what a latency, a join or a limit did to the motion."""
+    lines = []
+
+    def tell(what: str, values: Sequence[float | None], unit: str = "") -> None:
+        known = [value for value in values if value is not None]
+        if known:
+            middle, most = (number(float(found)) for found in (np.median(known), max(known)))
+            lines.append((escape(what), f"{middle} {unit}".strip(), f"{most} {unit}".strip(), str(len(known))))
+
+    def delay(row: Row) -> float | None:
+        return None if row.get("delay") is None else 1e3 * row["delay"]
+
+    tell("age of an observation when its chunk came", [delay(row) for row in rows], "ms")
+    for name, what in (("held", "ticks held or stood"), ("late", "chunks later than the policy was told")):
+        tell(what, [row.get(name) for row in rows])
+    for group in sorted({group for row in rows for group in row.get("smoothness") or ()}):
+        for name in ("seam_jump", "seam_velocity_jump", "jerk", "lag"):
+            found = [(row.get("smoothness") or {}).get(group, {}).get(name) for row in rows]
+            tell(f"{group}: {name.replace('_', ' ')}", found, "s" if name == "lag" else "")
+    errors = [(row["timing"].get("period_error_ms") or {}).get("p99") for row in rows]
+    tell("period error, p99 of an episode", errors, "ms")
+    tell("overruns", [row["timing"].get("overruns") for row in rows])
+    broken = Counter[str]()
+    for row in rows:
+        broken.update(row.get("limits") or {})
+    for limit, count in sorted(broken.items()):
+        lines.append((f"limit broken: {escape(limit)}", f"{count} ticks", "", ""))
+    for row in rows:
+        lines.extend(
+            (f"safety, {_episode(row)}", f"{escape(str(what))} at {when:.2f} s", escape(str(why)), "")
+            for when, what, why in row.get("safety") or ()
+        )
+    return section("Control", table(lines, ("", "#median", "#largest", "#episodes"))) if lines else ""
+
+
+def _timelines(rows: Sequence[Row]) -> str:
+    drawn = [row for row in rows if row.get("timeline")][:_TIMELINES]
+    if not drawn:
+        return ""
+    lines = []
+    longest = max(row["steps"] for row in drawn)
+    for row in drawn:
+        marks = [(name, row["timeline"][name]) for name in ("chunks", "held", "seams", "limits")]
+        label = f"task {row['task']} episode {row['episode']}, {escape(_plain(row['loop'].get('latency')))} s"
+        lines.append((f'<span class="whole">{label}</span>', timeline(marks, longest), _result(row)))
+    told = (
+        '<div class="soft">One bar an episode: chunks that came (blue), ticks held or stood (orange), limits broken '
+        "(red), seams (dark).</div>"
+    )
+    return section("Time lines", f"<details><summary>{len(lines)} episodes</summary>{told}{table(lines)}</details>")
 
 
 def _facts(rows: Sequence[Row]) -> str:
