@@ -137,7 +137,7 @@ class _Watch:
 
     def forget(self) -> None:
         self._last: Array | None = None
-        self._speed: Array | None = None
+        self.speed: Array | None = None
 
     def bound(self, limit: str) -> Any:
         if limit == "workspace":
@@ -158,12 +158,12 @@ class _Watch:
         if speed is None:
             return _with(values, self._part, goal), broken
         wanted = speed
-        if self._limits.acceleration is not None and self._speed is not None:
-            change = wanted - self._speed
+        if self._limits.acceleration is not None and self.speed is not None:
+            change = wanted - self.speed
             most = self._limits.acceleration * self._period
             if (asked := float(np.linalg.norm(change))) > most * (1 + 1e-9):
                 broken["acceleration"] = asked / self._period
-                wanted = self._speed + change * (most / asked)
+                wanted = self.speed + change * (most / asked)
         fastest = self._limits.speed
         if fastest is not None and (asked := float(np.linalg.norm(wanted))) > fastest * (1 + 1e-9):
             broken["speed"] = asked
@@ -176,7 +176,7 @@ class _Watch:
     def sent(self, values: Float) -> None:
         """Remember what was sent."""
         goal = np.array(values[self._part], np.float64)
-        self._speed, self._last = self._speed_to(goal), goal
+        self.speed, self._last = self._speed_to(goal), goal
 
     def _speed_to(self, goal: Array) -> Array | None:
         """Units per second that a value asks for; None before anything was sent."""
@@ -202,6 +202,20 @@ class _Watch:
             return self._last + speed * self._period
         decode, encode = ROTATIONS[self._group.rotation]
         return np.asarray(encode(ROTATIONS["axis_angle"][0](speed * self._period) @ decode(self._last)))
+
+
+def motion(spec: ActionSpec, name: str, rows_TA: Float, period: float) -> tuple[Array, Array]:
+    """Speeds [T or T - 1] and accelerations (one fewer) of a group of rows, as `Limits` counts them."""
+    watch = _Watch(spec, name, GroupLimits(), period)
+    speeds = []
+    for row in rows_TA:
+        watch.sent(row)
+        if watch.speed is not None:
+            speeds.append(watch.speed)
+    if not speeds:
+        return np.zeros(0), np.zeros(0)
+    found = np.array(speeds, np.float64)
+    return np.linalg.norm(found, axis=1), np.linalg.norm(np.diff(found, axis=0), axis=1) / period
 
 
 def _with(values: Float, part: slice, goal: Array) -> Float:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vla_runtime.control.clock import Clock, SystemClock, VirtualClock
 from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join, Spline
@@ -69,7 +72,7 @@ class Settings:
                 f"loop.planner={planner}: expected loop.clock=system, got a clock on which nothing runs beside"
             )
         self._prefix = name in _TOLD
-        self._level, self._groups = limits["level"], limits["groups"] or {}
+        self._level, self._groups = limits["level"], _groups(limits["groups"])
         self._timeouts = Timeouts(**safety)
         self._join = self._made_join(name, loop.get("continuity", 1))
         self._limits()
@@ -129,3 +132,18 @@ class Settings:
 
     def _bound(self, limit: str) -> dict[str, float]:
         return {name: one[limit] for name, one in self._groups.items() if one.get(limit) is not None}
+
+
+def _groups(wanted: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """Limits by group, from a file where a name is given. ValueError for one that is no such file."""
+    if wanted is None or isinstance(wanted, Mapping):
+        return dict(wanted or {})
+    try:
+        found = yaml.safe_load(Path(wanted).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"limits.groups: expected limits by group or a YAML file of them, got {wanted}: {error}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"limits.groups: expected limits by group in {wanted}, got {type(found).__name__}")
+    return found

@@ -1,0 +1,74 @@
+"""Limits taken from demonstrations: what good motion never exceeded, with room, and how often that is a false alarm.
+
+It knows rows of commands and their spec; where they come from is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.control.limits import Limits, motion
+from vla_runtime.types import ActionSpec, Command, Float
+
+Groups = dict[str, dict[str, Any]]
+
+
+def measure_limits(spec: ActionSpec, episodes: Sequence[Float], period: float, margin: float) -> Groups:
+    """Limits by group that rows [T, A] of every episode keep: their extremes, `margin` times as wide.
+
+    Speed and acceleration for all groups that move (no acceleration for increments to a measured pose), a workspace
+    for absolute ones that are no rotation. ValueError for a margin below 1 and where there is nothing to measure.
+    """
+    if not margin >= 1:
+        raise ValueError(f"margin: expected at least 1, got {margin}")
+    if not any(len(rows) > 2 for rows in episodes):
+        raise ValueError("data: expected episodes of more than 2 rows, got none")
+    found: Groups = {}
+    for group in spec.groups:
+        if group.kind == "binary":
+            continue
+        speeds, changes = zip(*(motion(spec, group.name, rows, period) for rows in episodes), strict=True)
+        found[group.name] = {"speed": _most(speeds, margin)}
+        if group.kind != "delta":
+            found[group.name]["acceleration"] = _most(changes, margin)
+        if group.kind == "absolute" and group.rotation is None:
+            rows = np.concatenate(episodes)[:, spec.slices[group.name]].astype(np.float64)
+            low, high = rows.min(0), rows.max(0)
+            room = (margin - 1) * (high - low) / 2
+            inside = np.clip([low - room, high + room], group.low, group.high)
+            found[group.name] |= {"low": _plain(inside[0]), "high": _plain(inside[1])}
+    return found
+
+
+def false_alarms(spec: ActionSpec, episodes: Sequence[Float], period: float, groups: Groups) -> dict[str, Any]:
+    """How often `groups` would have stopped good motion: {episodes, alarmed, ticks, alarms, limits: {name: ticks}}."""
+    alarmed = ticks = alarms = 0
+    broken: Counter[str] = Counter()
+    for rows in episodes:
+        limits = Limits(spec, period, groups, "warn")
+        told = 0
+        for index, row in enumerate(rows):
+            limits.clamp(Command(row, index * period))
+            told += bool(limits.broken)
+        broken.update(limits.events)
+        alarmed, alarms, ticks = alarmed + bool(told), alarms + told, ticks + len(rows)
+    return {
+        "episodes": len(episodes),
+        "alarmed": alarmed,
+        "ticks": ticks,
+        "alarms": alarms,
+        "limits": dict(sorted(broken.items())),
+    }
+
+
+def _most(values: Sequence[Any], margin: float) -> float:
+    # A group that never moved may still be told to, a little.
+    return round(max(float(np.concatenate(values).max(initial=0.0)) * margin, 1e-3), 6)
+
+
+def _plain(values: Any) -> list[float]:
+    return [round(float(value), 6) for value in values]
