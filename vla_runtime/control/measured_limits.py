@@ -5,6 +5,7 @@ It knows rows of commands and their spec; where they come from is the caller's b
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +41,8 @@ def measure_limits(spec: ActionSpec, episodes: Sequence[Float], period: float, m
             low, high = rows.min(0), rows.max(0)
             room = (margin - 1) * (high - low) / 2
             inside = np.clip([low - room, high + room], group.low, group.high)
-            found[group.name] |= {"low": _plain(inside[0]), "high": _plain(inside[1])}
+            found[group.name]["low"] = [-_rounded_up(-float(value)) for value in inside[0]]
+            found[group.name]["high"] = [_rounded_up(float(value)) for value in inside[1]]
     return found
 
 
@@ -67,8 +69,9 @@ def false_alarms(spec: ActionSpec, episodes: Sequence[Float], period: float, gro
 
 def _most(values: Sequence[Any], margin: float) -> float:
     # A group that never moved may still be told to, a little.
-    return round(max(float(np.concatenate(values).max(initial=0.0)) * margin, 1e-3), 6)
+    return _rounded_up(max(float(np.concatenate(values).max(initial=0.0)) * margin, 1e-3))
 
 
-def _plain(values: Any) -> list[float]:
-    return [round(float(value), 6) for value in values]
+def _rounded_up(value: float) -> float:
+    # Never to the inside, where what was measured would break it.
+    return round(math.ceil(value * 1e6) / 1e6, 6)
