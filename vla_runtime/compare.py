@@ -51,6 +51,8 @@ BOOKKEEPING = frozenset(
         "record",
         "replay",
         "explain",
+        "export",
+        "viz",
     }
 )
 

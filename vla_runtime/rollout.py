@@ -106,6 +106,11 @@ def _replay(config: Config) -> Result:
         "equal": not replay.differences,
         "end": None if recording.end is None else recording.end["end"],
     }
+    if config["export"] is not None:
+        from vla_runtime.evaluation.exporting import export_mcap
+
+        result["messages"] = export_mcap(recording, Path(str(config["export"])))
+        _log.info("exported: %s", config["export"])
     if config["explain"] is not None:
         result["explain"] = explain(replay.ticks, float(config["explain"]), read_specs(header)[0], recording.end)
         sys.stdout.write("".join(f"{line}\n" for line in result["explain"]))
@@ -260,6 +265,7 @@ def _checked(config: Config) -> Config:
         optional = key == "episodes" and value is None
         expect(key, f"a whole number >= {least}", optional or (type(value) is int and value >= least))
     expect("timeout", "a number of seconds > 0", isinstance(config["timeout"], (int, float)) and config["timeout"] > 0)
+    expect("viz", "rerun, rrd or null", config["viz"] in (None, "rerun", "rrd"))
     record = config["record"]
     if not isinstance(record["ticks"], bool) or record["images"] not in (None, "png"):
         raise BadArguments(f"record: expected ticks true or false and images null or png, got {record!r}")

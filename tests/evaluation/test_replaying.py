@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 import struct
-from itertools import chain, repeat
 
 import numpy as np
 import pytest
-from numbered import PERIOD, Numbered
-from numbered import Recording as Remembering
+from numbered import PERIOD
+from recorded import LIMITS, recorded
 
-from vla_runtime.control.loop import Run
-from vla_runtime.control.planner import Delayed
-from vla_runtime.control.recorder import Recorder, Recording
-from vla_runtime.control.safety import Safety
-from vla_runtime.control.settings import Settings
-from vla_runtime.evaluation.replaying import Replay, explain, read_specs, spec_documents
-
-LIMITS = {"level": "clamp", "groups": None}
-
-
-def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, **loop):
-    """A recording of the numbered policy; what was applied; the result."""
-    env = Remembering(max_steps=steps)
-    policy = Numbered(env)
-    env.reset(0, 0, 0)
-    config = {
-        "loop": {"mode": "async", "replan": 4, "join": "newest", **loop},
-        "limits": limits,
-        "safety": {"plan": 5.0, "observation": 1.0},
-    }
-    settings = Settings(**config, env=env.spec, policy=policy.spec)
-    path, result, safety = tmp_path / "one.rec", Run(), Safety()
-    source = iter(chain(delays, repeat(delays[-1])))
-    recorder = Recorder(path, {"config": config, "seed": 0, **spec_documents(env.spec, policy.spec)})
-
-    def on_tick(tick):
-        recorder(tick)
-        (told or {}).get(tick.index + 1, lambda *_: None)(safety, (tick.index + 1) * PERIOD)
-
-    settings.play(env, policy, result, lambda session, wall: Delayed(session, wall, source), 0, on_tick, safety)
-    recorder.close(result)
-    return path, env.applied, result
+from vla_runtime.control.recorder import Recording
+from vla_runtime.evaluation.replaying import Replay, explain, read_specs
 
 
 @pytest.mark.parametrize("join", ["newest", "prefix", "blend", "ensemble", "adaptive"])

@@ -10,7 +10,7 @@ import logging
 import platform
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from vla_runtime.compose import BadArguments, Config, build, build_env, build_po
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
-from vla_runtime.control.loop import Run
+from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.planner import MEASURED, latencies
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.settings import Settings
@@ -30,6 +30,9 @@ from vla_runtime.evaluation.replaying import spec_documents
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.types import Command, Image
+
+if TYPE_CHECKING:
+    from vla_runtime.evaluation.live import LiveView
 
 _log = logging.getLogger(__name__)
 
@@ -100,15 +103,21 @@ class EpisodeRunner:
         task, episode, latency = job
         clock = SystemClock()
         began = clock.now()
-        result, error, facts, recorder = Run(), None, {}, None
+        result, error, facts, recorder, live = Run(), None, {}, None, None
         reset_s = 0.0
         try:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
             reset_s = clock.now() - began
             seed = begin_seed(self._seed, task, episode)
             session = self._policy.begin(seed)
-            recorder = self._recorder(job, seed)
-            self._settings.play(self._env, session, result, latency, seed, recorder)
+            recorder, live = self._recorder(job, seed), self._live(job)
+            watchers = [one for one in (recorder, live) if one is not None]
+
+            def on_tick(tick: Tick) -> None:
+                for watcher in watchers:
+                    watcher(tick)
+
+            self._settings.play(self._env, session, result, latency, seed, on_tick)
         except Exception as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
@@ -116,6 +125,8 @@ class EpisodeRunner:
         wall_s = clock.now() - began
         if recorder is not None:
             recorder.close(result, error)
+        if live is not None:
+            live.close()
         row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen)
         spec, trace = self._env.spec, result.trace
         row["smoothness"] = smoothness(spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period)
@@ -139,6 +150,14 @@ class EpisodeRunner:
             "cpu": platform.processor() or platform.machine(),
         }
         return row
+
+    def _live(self, job: Job) -> LiveView | None:
+        if self._config["viz"] is None:
+            return None
+        from vla_runtime.evaluation.live import LiveView
+
+        path = self._out / "views" / f"{_name(job)}.rrd" if self._config["viz"] == "rrd" else None
+        return LiveView(self._env.spec, _name(job), path)
 
     def _recorder(self, job: Job, seed: int) -> Recorder | None:
         record = self._config["record"]
