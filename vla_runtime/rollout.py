@@ -45,10 +45,11 @@ from vla_runtime.evaluation.folder import (
     sort_rows,
     summarise,
 )
-from vla_runtime.evaluation.replaying import Replay, explain, read_specs
+from vla_runtime.evaluation.replaying import Replay, explain
 from vla_runtime.evaluation.report import write_report
 from vla_runtime.evaluation.video import has_video
 from vla_runtime.evaluation.workers import run_jobs
+from vla_runtime.messages import read_env
 
 _VIDEO = ("all", "failures", "none")
 
@@ -88,8 +89,7 @@ def _replay(config: Config) -> Result:
     # The expert of an environment needs the environment, and no images.
     if any(tick["images"] for tick in recording.ticks) and header["config"]["choices"]["policy"] != "expert":
         set_single_threaded_blas()
-        spec, _ = read_specs(header)
-        policy = build_policy(header["config"], spec)
+        policy = build_policy(header["config"], read_env(header["env"]))
         if policy.spec.weights != header["policy"]["weights"]:
             raise ValueError(
                 f"replay={config['replay']}: expected a policy with weights {header['policy']['weights']}, got "
@@ -112,7 +112,7 @@ def _replay(config: Config) -> Result:
         result["messages"] = export_mcap(recording, Path(str(config["export"])))
         _log.info("exported: %s", config["export"])
     if config["explain"] is not None:
-        result["explain"] = explain(replay.ticks, float(config["explain"]), read_specs(header)[0], recording.end)
+        result["explain"] = explain(replay.ticks, float(config["explain"]), read_env(header["env"]), recording.end)
         sys.stdout.write("".join(f"{line}\n" for line in result["explain"]))
     if policy is not None:
         policy.close()

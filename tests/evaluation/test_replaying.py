@@ -10,7 +10,8 @@ from numbered import PERIOD
 from recorded import LIMITS, recorded
 
 from vla_runtime.control.recorder import Recording
-from vla_runtime.evaluation.replaying import Replay, explain, read_specs
+from vla_runtime.evaluation.replaying import Replay, explain
+from vla_runtime.messages import read_env
 
 
 @pytest.mark.parametrize("join", ["newest", "prefix", "blend", "ensemble", "adaptive"])
@@ -78,7 +79,7 @@ def test_why_a_command_was_what_it_was(tmp_path):
     assert replay.differences == []
 
     def why(index):
-        return "\n".join(explain(replay.ticks, index * PERIOD + 0.01, read_specs(recording.header)[0], recording.end))
+        return "\n".join(explain(replay.ticks, index * PERIOD + 0.01, read_env(recording.header["env"]), recording.end))
 
     assert "no chunk has come yet" in why(0)
     assert "asked in this tick, told of no rows" in why(0)

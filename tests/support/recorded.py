@@ -12,7 +12,7 @@ from vla_runtime.control.planner import Delayed
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.safety import Safety
 from vla_runtime.control.settings import Settings
-from vla_runtime.evaluation.replaying import spec_documents
+from vla_runtime.messages import env_document, policy_document
 
 LIMITS = {"level": "clamp", "groups": None}
 
@@ -32,7 +32,11 @@ def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, images
     source = iter(chain(delays, repeat(delays[-1])))
     # Nothing that could be built anew.
     config["choices"] = {"policy": "expert"}
-    recorder = Recorder(path, {"config": config, "seed": 0, **spec_documents(env.spec, policy.spec)}, images)
+    recorder = Recorder(
+        path,
+        {"config": config, "seed": 0, "env": env_document(env.spec), "policy": policy_document(policy.spec)},
+        images,
+    )
 
     def on_tick(tick):
         recorder(tick)

@@ -7,7 +7,6 @@ ended; a file without it was cut short. It knows ticks and nothing of environmen
 
 from __future__ import annotations
 
-import io
 import logging
 import struct
 import zlib
@@ -15,12 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image as Pictures
-
 from vla_runtime.control.loop import Run, Tick
-from vla_runtime.spline import SplineCurve
-from vla_runtime.types import ActionChunk, Command, Image, Observation
+from vla_runtime.messages import chunk_document, decode_image, encode_image, read_chunk
+from vla_runtime.types import ActionChunk, Command, Observation
 from vla_runtime.wire import pack, unpack
 
 _MAGIC = b"VLAREC\x01\n"
@@ -56,9 +52,11 @@ class Recorder:
                 "state": observation.state,
                 "instruction": observation.instruction,
                 "image_times": dict(observation.image_times),
-                "images": {name: _png(image) for name, image in observation.images.items()} if self._images else {},
+                "images": {name: encode_image(image, "png") for name, image in observation.images.items()}
+                if self._images
+                else {},
                 "asked": tick.asked,
-                "answer": None if answer is None else _chunk_document(answer),
+                "answer": None if answer is None else chunk_document(answer),
                 "thought_s": tick.thought,
                 "wanted": tick.wanted,
                 "command": tick.command.values,
@@ -102,13 +100,13 @@ class Recording:
     def observation(self, index: int) -> Observation:
         """What was seen in a tick, with the images that were kept."""
         tick = self.ticks[index]
-        images = {name: _pixels(data) for name, data in tick["images"].items()}
+        images = {name: decode_image(data) for name, data in tick["images"].items()}
         return Observation(tick["state"], images, tick["instruction"], tick["time"], tick["image_times"])
 
     def answer(self, index: int) -> ActionChunk | None:
         """The chunk that the planner had in a tick."""
         found = self.ticks[index]["answer"]
-        return None if found is None else _chunk(found)
+        return None if found is None else read_chunk(found)
 
     def command(self, index: int) -> Command:
         """The command of a tick."""
@@ -132,40 +130,3 @@ def _frames(path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path}: expected whole frames, got damage at byte {place} of {len(data)}")
         yield unpack(frame)
         place = begin + length
-
-
-def _chunk_document(chunk: ActionChunk) -> dict[str, Any]:
-    curve = chunk.curve
-    return {
-        "actions": chunk.actions,
-        "start": chunk.start,
-        "period": chunk.period,
-        "observed": chunk.observed,
-        "facts": dict(chunk.facts),
-        "curved": list(chunk.curved),
-        "curve": None
-        if curve is None
-        else {"points": curve.points, "degree": curve.degree, "duration": curve.duration},
-    }
-
-
-def _chunk(document: dict[str, Any]) -> ActionChunk:
-    curve = document["curve"]
-    return ActionChunk(
-        **{
-            **document,
-            "curved": tuple(document["curved"]),
-            "curve": None if curve is None else SplineCurve(**curve),
-        }
-    )
-
-
-def _png(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    # Little time rather than little space: a loop waits for it.
-    Pictures.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _pixels(data: bytes) -> Image:
-    return np.array(Pictures.open(io.BytesIO(data)).convert("RGB"), np.uint8)

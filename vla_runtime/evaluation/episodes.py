@@ -26,9 +26,9 @@ from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label
-from vla_runtime.evaluation.replaying import spec_documents
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
+from vla_runtime.messages import env_document, policy_document
 from vla_runtime.types import Command, Image
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class EpisodeRunner:
         self._policy: Policy = built_policy(config, self._env)
         spec, policy = self._env.spec, self._policy.spec
         require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
+        wanted = config["policy"]
+        self._remote = {name: wanted[name] for name in ("address", "encoding") if name in wanted}
         self._latencies = latency_points(config["loop"])
         try:
             self._settings = Settings(config["loop"], config["limits"], config["safety"], spec, policy)
@@ -85,7 +87,8 @@ class EpisodeRunner:
         self._common = {
             "env": config["choices"]["env"],
             "seed": config["seed"],
-            "policy": config["choices"]["policy"],
+            # Of one that lives elsewhere, what it is and not where.
+            "policy": policy.name if self._remote else config["choices"]["policy"],
             "policy_seed": self._seed,
             "statistics": policy.statistics,
             "weights": policy.weights,
@@ -148,6 +151,7 @@ class EpisodeRunner:
             "period_error_ms": percentiles(trace.period_errors(spec.period), 1e3) if self._settings.real_time else None,
             "host": socket.gethostname(),
             "cpu": platform.processor() or platform.machine(),
+            **self._remote,
         }
         return row
 
@@ -168,7 +172,8 @@ class EpisodeRunner:
             "config": self._config,
             "job": list(job),
             "seed": seed,
-            **spec_documents(self._env.spec, self._policy.spec),
+            "env": env_document(self._env.spec),
+            "policy": policy_document(self._policy.spec),
         }
         return Recorder(self._out / recording_name(job), header, record["images"] == "png")
 

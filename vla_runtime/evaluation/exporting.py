@@ -88,7 +88,7 @@ def export_mcap(recording: Recording, path: Path) -> int:
             for camera, data in tick["images"].items():
                 taken = tick["image_times"][camera]
                 sec, nsec = divmod(round(taken * 1e9), 10**9)
-                encoded = base64.b64encode(data).decode("ascii")
+                encoded = base64.b64encode(data["png"]).decode("ascii")
                 message = {
                     "timestamp": {"sec": sec, "nsec": nsec},
                     "frame_id": camera,

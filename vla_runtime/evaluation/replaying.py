@@ -13,54 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from vla_runtime.contract import Contract
 from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.recorder import Recording
 from vla_runtime.control.safety import Safety
 from vla_runtime.control.settings import Settings
 from vla_runtime.interfaces import Policy, Session
-from vla_runtime.types import ActionChunk, Command, EnvSpec, Float, Observation, Outcome, PolicySpec
-
-
-def spec_documents(env: EnvSpec, policy: PolicySpec) -> dict[str, Any]:
-    """What a recording says of both sides, as plain values."""
-    return {
-        "env": {
-            "contract": Contract.of(env).document(),
-            "name": env.name,
-            "period": env.period,
-            "tasks": list(env.tasks),
-            "max_steps": env.max_steps,
-        },
-        "policy": {
-            "contract": Contract.of(policy).document(),
-            "name": policy.name,
-            "period": policy.period,
-            "observation_offsets": list(policy.observation_offsets),
-            "max_committed": policy.max_committed,
-            "executed": policy.executed,
-            "weights": policy.weights,
-            "curves": policy.curves,
-        },
-    }
-
-
-def read_specs(header: Mapping[str, Any]) -> tuple[EnvSpec, PolicySpec]:
-    """The inverse of `spec_documents`, of a recording's header."""
-    env, policy = dict(header["env"]), dict(header["policy"])
-    ours, theirs = Contract.read(env.pop("contract")), Contract.read(policy.pop("contract"))
-    assert theirs.horizon is not None
-    return (
-        EnvSpec(cameras=ours.cameras, state=ours.state, action=ours.action, **{**env, "tasks": tuple(env["tasks"])}),
-        PolicySpec(
-            cameras=theirs.cameras,
-            state=theirs.state,
-            action=theirs.action,
-            horizon=theirs.horizon,
-            statistics=theirs.statistics,
-            **{**policy, "observation_offsets": tuple(policy["observation_offsets"])},
-        ),
-    )
+from vla_runtime.messages import read_env, read_policy
+from vla_runtime.types import ActionChunk, Command, EnvSpec, Float, Observation, Outcome
 
 
 class Replay:
@@ -72,7 +31,7 @@ class Replay:
 
     def __init__(self, recording: Recording, session: Session | None = None):
         self._recording = recording
-        env, policy = read_specs(recording.header)
+        env, policy = read_env(recording.header["env"]), read_policy(recording.header["policy"])
         if session is None:
             # Nobody looks.
             policy = replace(policy, cameras=())

@@ -1,0 +1,259 @@
+"""A policy behind a websocket, for our own clients and for openpi's.
+
+The thread that talks never thinks: sessions live in a pool of one thread, so that N clients share the weights and get
+the answers they would get alone. A client that sends nonsense gets a text frame and stays connected; one that is silent
+for too long, too large or not allowed in is turned away. It knows the Policy protocol and no policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import http
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from vla_runtime.control.clock import Clock, SystemClock
+from vla_runtime.interfaces import Policy, Session
+from vla_runtime.messages import chunk_document, read_observation
+from vla_runtime.serving.protocol import OURS, VERSION, Keys, check_kind, metadata, read_openpi
+from vla_runtime.types import ActionChunk
+from vla_runtime.wire import pack, unpack
+
+_KINDS = ("begin", "predict")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may come in, and how much of the server one may use.
+
+    token: what clients must show as `Authorization: Api-Key <token>`, None for anybody. connections: most at once.
+    largest: bytes of a message. idle: seconds of silence after which a client is let go. ValueError for a number
+    that is not above 0 and for an empty token.
+    """
+
+    token: str | None = None
+    connections: int = 64
+    largest: int = 32 * 1024 * 1024
+    idle: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "largest", "idle"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.token is not None and not self.token:
+            raise ValueError("token: expected some text, got none")
+
+
+class _Metrics:
+    """What /metrics tells."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "vla_requests", "Requests answered, by how they ended", ["outcome"], registry=self.registry
+        )
+        self.connections = Gauge("vla_connections", "Clients connected", registry=self.registry)
+        self.refused = Counter("vla_refused", "Connections turned away", ["reason"], registry=self.registry)
+        buckets = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+        self.infer = Histogram("vla_infer_seconds", "Time the policy took", buckets=buckets, registry=self.registry)
+        self.request = Histogram(
+            "vla_request_seconds", "Time from a request to its answer", buckets=buckets, registry=self.registry
+        )
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class PolicyServer:
+    """Serves `policy` until told to stop. seed: of the sessions that answer openpi clients, a fresh one a request."""
+
+    def __init__(
+        self, policy: Policy, access: Access | None = None, keys: Keys | None = None, seed: int = 0,
+        clock: Clock | None = None,
+    ):  # fmt: skip
+        self._policy, self._access, self._seed = policy, access or Access(), seed
+        self._keys = keys or Keys.of(policy.spec)
+        self._clock = clock or SystemClock()
+        self._metadata = pack(metadata(policy.spec, self._keys))
+        self._thinking = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._metrics = _Metrics()
+        self._open = 0
+        self._in_flight = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+
+    async def serve(
+        self,
+        host: str,
+        port: int,
+        stop: asyncio.Event,
+        ready: Callable[[int], None] = lambda port: None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Serve at host:port (0: a free one, told to `ready`) until `stop` is set; then answer what was asked."""
+        server: Server = await serve(
+            self._talk, host, port, process_request=self._admit, max_size=self._access.largest, compression=None,
+            ssl=tls, open_timeout=10, close_timeout=2,
+        )  # fmt: skip
+        async with server:
+            ready(server.sockets[0].getsockname()[1])
+            await stop.wait()
+            # No new questions; whoever waits for an answer gets it.
+            self._draining = True
+            await self._quiet.wait()
+        self._thinking.shutdown()
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if request.path == "/metrics":
+            return connection.respond(http.HTTPStatus.OK, self._metrics.text().decode())
+        token = self._access.token
+        if token is not None:
+            shown = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(shown.encode(), f"Api-Key {token}".encode()):
+                return self._turned_away(
+                    connection, http.HTTPStatus.UNAUTHORIZED, "token", "expected a token, got none\n"
+                )
+        if self._open >= self._access.connections or self._draining:
+            return self._turned_away(
+                connection, http.HTTPStatus.SERVICE_UNAVAILABLE, "full",
+                f"expected at most {self._access.connections} clients; try again later\n",
+            )  # fmt: skip
+        return None
+
+    def _turned_away(self, connection: ServerConnection, status: http.HTTPStatus, reason: str, text: str) -> Response:
+        self._metrics.refused.labels(reason).inc()
+        return connection.respond(status, text)
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        self._open += 1
+        self._metrics.connections.set(self._open)
+        client = _Client(self)
+        try:
+            await connection.send(self._metadata)
+            while not self._draining:
+                frame = await asyncio.wait_for(connection.recv(), self._access.idle)
+                await self._answered(connection, client, frame)
+        except TimeoutError:
+            with suppress(ConnectionClosed):
+                await connection.send(f"expected a message within {self._access.idle:g} s, got none; goodbye")
+        except ConnectionClosed:
+            pass
+        finally:
+            self._open -= 1
+            self._metrics.connections.set(self._open)
+
+    async def _answered(self, connection: ServerConnection, client: _Client, frame: str | bytes) -> None:
+        began = self._clock.now()
+        self._in_flight += 1
+        self._quiet.clear()
+        try:
+            answer: str | bytes = await client.answer(frame, began)
+            outcome = "answered"
+        except ValueError as error:
+            answer, outcome = str(error), "refused"
+        except Exception:
+            # What went wrong in here is ours to read, not the client's.
+            _log.exception("a request failed")
+            answer, outcome = "internal error; the server's log says more", "failed"
+        try:
+            await connection.send(answer)
+        finally:
+            self._metrics.requests.labels(outcome).inc()
+            self._metrics.request.observe(self._clock.now() - began)
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._quiet.set()
+
+    async def think(self, call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+        """The result of a call in the policy's thread, and the seconds it took there."""
+
+        def timed() -> tuple[Any, float]:
+            began = self._clock.now()
+            result = call(*arguments)
+            return result, self._clock.now() - began
+
+        found, seconds = await asyncio.get_running_loop().run_in_executor(self._thinking, timed)
+        self._metrics.infer.observe(seconds)
+        return found, seconds
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    def read_openpi(self, message: Mapping[str, Any], time: float) -> Any:
+        return read_openpi(message, self._policy.spec, self._keys, time)
+
+    def fresh(self) -> Session:
+        """A session for one question of an openpi client."""
+        return self._policy.begin(self._seed)
+
+    def since(self, began: float) -> float:
+        return self._clock.now() - began
+
+
+class _Client:
+    """One connection: at most one session of ours."""
+
+    def __init__(self, server: PolicyServer):
+        self._server = server
+        self._session: Session | None = None
+
+    async def answer(self, frame: str | bytes, began: float) -> bytes:
+        if isinstance(frame, str):
+            raise ValueError("message: expected a binary frame, got text")
+        message = unpack(frame)
+        kind = check_kind(message, _KINDS)
+        if kind is None:
+            return await self._openpi(message, began)
+        if kind == "begin":
+            seed = message.get("seed")
+            if not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"begin: expected a seed from 0 on, got {seed!r}")
+            self._session, _ = await self._server.think(self._server.policy.begin, seed)
+            return pack({OURS: VERSION, "kind": "begun"})
+        return await self._predict(message, began)
+
+    async def _predict(self, message: Mapping[str, Any], began: float) -> bytes:
+        if self._session is None:
+            raise ValueError("predict: expected a session, got none; send begin first")
+        seen = message.get("observations")
+        if not isinstance(seen, list) or not seen:
+            raise ValueError("predict: expected a list of observations, oldest first, got none")
+        observations = [read_observation(one) for one in seen]
+        committed, deadline = message.get("committed"), message.get("deadline")
+        if committed is not None and not isinstance(committed, np.ndarray):
+            raise ValueError(f"predict: expected committed rows as an array, got {type(committed).__name__}")
+        chunk, seconds = await self._server.think(self._session.predict, observations, committed, deadline)
+        answer = {OURS: VERSION, "kind": "chunk", "chunk": chunk_document(chunk)}
+        return pack({**answer, "server_timing": self._timing(seconds, began)})
+
+    async def _openpi(self, message: Mapping[str, Any], began: float) -> bytes:
+        observation = self._server.read_openpi(message, 0.0)
+
+        def predict() -> ActionChunk:
+            return self._server.fresh().predict([observation])
+
+        chunk, seconds = await self._server.think(predict)
+        facts = {name: float(value) for name, value in chunk.facts.items()}
+        # Every array with the rows first: chunk brokers cut all of them alike.
+        return pack({"actions": chunk.actions, "facts": facts, "server_timing": self._timing(seconds, began)})
+
+    def _timing(self, seconds: float, began: float) -> dict[str, float]:
+        whole = self._server.since(began)
+        return {"infer_ms": 1e3 * seconds, "server_ms": 1e3 * whole}
