@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_runtime.control.schedule import standing
+from vla_runtime.control.standing import standing
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.types import Command, EnvSpec, Image, Observation, Outcome
 

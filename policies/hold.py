@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vla_runtime.control.schedule import standing
+from vla_runtime.control.standing import standing
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec
 
 

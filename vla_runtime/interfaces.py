@@ -13,7 +13,10 @@ from vla_runtime.types import ActionChunk, Command, EnvSpec, Float, Observation,
 
 @runtime_checkable
 class Session(Protocol):
-    """One episode's worth of policy state; nothing survives it."""
+    """One episode's worth of policy state; nothing survives it.
+
+    One that uses what it said before (a warm start, guidance) also has `forget()`, called when motion begins anew.
+    """
 
     def predict(
         self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None

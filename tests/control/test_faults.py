@@ -52,6 +52,7 @@ def played(delays=(0.0,), env=None, steps=60, clock=None, policy=None, **options
         ({"actions": np.full((16, 2), np.nan, np.float32)}, "finite"),
         ({"actions": np.zeros((16, 3), np.float32)}, r"got"),
         ({"actions": np.zeros((2, 2), np.float32)}, "expected at least loop.replan = 4 rows"),
+        ({"period": 0.07}, "chunk period"),
         ({"actions": np.zeros((0, 2), np.float32)}, "rows, got 0|T >= 1"),
     ],
 )
@@ -119,7 +120,10 @@ def test_a_camera_that_is_missing_or_of_another_size_ends_the_run(spoil, message
     spoiled = Spoiled()
     with pytest.raises(SpecMismatch, match=message):
         played(env=lambda inner: spoiled)
-    assert len(spoiled.applied) == 8
+    # The last command keeps the robot where it is.
+    assert len(spoiled.applied) == 9
+    assert [one.held for one in spoiled.applied[-2:]] == [False, True]
+    assert not spoiled.applied[-1].values.any()
 
 
 class Stepped(VirtualClock):

@@ -16,7 +16,7 @@ from vla_runtime.transforms import (
     matrix_from_rot6d,
     rot6d_from_matrix,
 )
-from vla_runtime.types import ActionSpec, Command, Group
+from vla_runtime.types import ActionSpec, Command, EnvSpec, Group, Observation, StateSpec
 
 PERIOD = 0.05
 
@@ -29,6 +29,8 @@ ARM = ActionSpec((
     group("position", "absolute", 3), group("rotation", "absolute", 6, rotation="rot6d"),
     group("gripper", "binary", 1, open=-1.0, close=1.0),
 ))  # fmt: skip
+STATE = StateSpec((group("position", "measured", 3), group("rotation", "measured", 6, rotation="rot6d")))
+ENV = EnvSpec("arm", (), STATE, ARM, PERIOD, ("move",), 100)
 LIMITS = {"position": {"speed": 0.5, "acceleration": 4.0, "low": (-0.5,) * 3, "high": (0.5,) * 3},
           "rotation": {"speed": 1.0}}  # fmt: skip
 
@@ -91,11 +93,25 @@ def test_warn_lets_through_stop_ends_and_both_say_why(caplog):
 
 
 def test_after_a_break_motion_begins_anew():
+    limits = Limits(ARM, PERIOD, {"position": {"speed": 0.1, "acceleration": 1.0}})
+    limits.clamp(command())
+    limits.begin(ENV, Observation(np.array([0.4, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    # From rest, where the robot is seen: neither from where it was sent last, nor from anywhere at once.
+    there = limits.clamp(command((0.8, 0, 0))).values[0]
+    assert there == pytest.approx(0.4 + 1.0 * PERIOD * PERIOD, abs=1e-6)
+    assert limits.broken == ("position acceleration",)
+
+
+def test_what_will_be_sent_can_be_told_beforehand():
     limits = Limits(ARM, PERIOD, {"position": {"speed": 0.1}})
     limits.clamp(command())
-    limits.forget()
-    far = command((0.4, 0, 0))
-    assert limits.clamp(far) is far
+    rows = np.stack([command((0.05 * index, 0, 0)).values for index in range(1, 6)])
+    told = limits.ahead(rows)
+    assert (limits.clamped, limits.events) == (0, {})
+    sent = np.stack([limits.clamp(Command(row, 0.0)).values for row in rows])
+    np.testing.assert_array_equal(told, sent)
+    # At level stop it is said when it is sent, not before.
+    Limits(ARM, PERIOD, {"position": {"speed": 0.1}}, "stop").ahead(np.stack([command().values, rows[-1]]))
 
 
 def test_velocities_are_speeds_and_range_is_always_kept():

@@ -16,7 +16,7 @@ from numbered import PERIOD, Numbered, Recording
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside, Delayed, InStep, latencies
-from vla_runtime.control.schedule import standing
+from vla_runtime.control.standing import standing
 from vla_runtime.types import ActionSpec, EnvSpec, Group, Observation, StateSpec
 
 
@@ -79,7 +79,7 @@ def test_the_robot_stands_until_the_first_chunk_and_then_begins_at_its_first_row
 
 def test_a_slow_answer_puts_the_next_question_off():
     said, policy, *_ = played(chain([0.0, 0.4], repeat(0.0)), steps=20)
-    assert [round(time / PERIOD) for time, _ in policy.asked][:4] == [0, 4, 13, 17]
+    assert [round(time / PERIOD) for time, _ in policy.asked][:4] == [0, 4, 12, 16]
     assert said[4:12] == [(0, row) for row in range(4, 12)]
     assert said[12] == (1, 8)
 

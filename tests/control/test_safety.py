@@ -131,8 +131,10 @@ def test_a_stop_that_comes_and_goes_between_two_ticks_is_a_stop():
         safety.reset(now - 0.01)
 
     applied, _, policy = driven({10: both})
-    assert round(float(applied[10].values[1]) * 100) == 0
-    assert any(time == pytest.approx(10 * PERIOD) for time, _ in policy.asked)
+    # No camera was looked at in that tick: it stands, and asks in the next.
+    assert applied[10].held
+    assert round(float(applied[11].values[1]) * 100) == 0
+    assert any(time == pytest.approx(11 * PERIOD) for time, _ in policy.asked)
 
 
 def test_a_safety_that_outlives_a_run_keeps_its_latch_and_forgets_its_times():

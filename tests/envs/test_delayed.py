@@ -8,7 +8,7 @@ from numbered import PERIOD, Recording
 
 from envs.delayed import DelayedEnv, Faults
 from envs.reach import Reach
-from vla_runtime.control.schedule import standing
+from vla_runtime.control.standing import standing
 from vla_runtime.testing import check_env
 from vla_runtime.types import Command
 

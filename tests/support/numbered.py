@@ -45,6 +45,9 @@ class Numbered:
 
     def predict(self, observations, committed=None, deadline=None):
         time = observations[-1].time
+        missing = [camera.name for camera in self.spec.cameras if camera.name not in observations[-1].images]
+        if missing:
+            raise LookupError(f"asked without images of {missing}")
         rows = np.empty((self.spec.horizon, 2), np.float32)
         rows[:, 0], rows[:, 1] = len(self.asked) / 100, np.arange(self.spec.horizon) / 100
         if committed is not None:

@@ -6,8 +6,10 @@ that dies is an error where its answer would have been. It knows no particular p
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -16,6 +18,8 @@ from typing import Any
 
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec
+
+_log = logging.getLogger(__name__)
 
 # Loading weights may take a while; dying after being told to must not.
 _BUILD_TIMEOUT = 300.0
@@ -29,20 +33,12 @@ class Isolated:
     """
 
     def __init__(self, build: Callable[..., Policy], arguments: tuple[Any, ...]):
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._build, self._arguments = build, arguments
         self._sessions = 0
-        if not self._connection.poll(_BUILD_TIMEOUT):
-            self.close()
-            raise RuntimeError(f"the policy's process: expected a policy within {_BUILD_TIMEOUT:g} s, got none")
-        try:
-            self._spec: PolicySpec = self._receive()
-        except BaseException:
-            self.close()
-            raise
+        # Whether a question is under way, in whatever thread.
+        self._asked = False
+        self._lock = threading.Lock()
+        self._start()
 
     @property
     def spec(self) -> PolicySpec:
@@ -54,43 +50,71 @@ class Isolated:
         return self._process.pid
 
     def begin(self, seed: int) -> Session:
-        """A fresh session; one begun before is over."""
+        """A fresh session; one begun before is over.
+
+        A process that died, or still thinks about a question of before, is replaced: its answer is nobody's.
+        """
+        if self._asked or not self._process.is_alive():
+            _log.warning("the policy's process %s and is started anew", "still thinks" if self._asked else "has died")
+            self.close()
+            self._start()
+        return _Session(self, self.renewed(), seed)
+
+    def renewed(self) -> int:
+        """The number of a session that the process is to begin with the next question."""
         self._sessions += 1
-        return _Session(self, self._sessions, seed)
+        return self._sessions
 
     def close(self) -> None:
         """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
         self._connection.close()
-        self._process.join(_END_TIMEOUT)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
     def ask(self, session: int, seed: int, *question: Any) -> ActionChunk:
-        """The answer of a session of the process, which begins it where it is new."""
+        """The answer of a session of the process, which begins it where it is new. RuntimeError without one."""
         if session != self._sessions:
             raise RuntimeError("the policy's process: expected the newest session, got one that is over")
-        try:
-            self._connection.send((session, seed, question))
-        except (BrokenPipeError, OSError) as error:
-            raise self._dead() from error
-        chunk: ActionChunk = self._receive()
+        with self._lock:
+            connection, process, self._asked = self._connection, self._process, True
+            try:
+                connection.send((session, seed, question))
+                chunk: ActionChunk = self._receive(connection, process)
+            except (BrokenPipeError, OSError) as error:
+                raise _dead(process) from error
+            finally:
+                if process is self._process:
+                    self._asked = False
         return chunk
 
-    def _receive(self) -> Any:
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._build, self._arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._asked, self._lock = False, threading.Lock()
         try:
-            kind, value = self._connection.recv()
+            if not self._connection.poll(_BUILD_TIMEOUT):
+                raise RuntimeError(f"the policy's process: expected a policy within {_BUILD_TIMEOUT:g} s, got none")
+            self._spec: PolicySpec = self._receive(self._connection, self._process)
+        except BaseException:
+            self.close()
+            raise
+
+    def _receive(self, connection: Connection, process: Any) -> Any:
+        try:
+            kind, value = connection.recv()
         except (EOFError, OSError) as error:
-            raise self._dead() from error
+            raise _dead(process) from error
         if kind == "error":
             raise value
         return value
 
-    def _dead(self) -> RuntimeError:
-        self._process.join(_END_TIMEOUT)
-        return RuntimeError(
-            f"the policy's process died (exit code {self._process.exitcode}): expected an answer, got none"
-        )
+
+def _dead(process: Any) -> RuntimeError:
+    process.join(_END_TIMEOUT)
+    return RuntimeError(f"the policy's process died (exit code {process.exitcode}): expected an answer, got none")
 
 
 class _Session:
@@ -101,6 +125,10 @@ class _Session:
         self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
     ) -> ActionChunk:
         return self._policy.ask(self._number, self._seed, tuple(observations), committed, deadline)
+
+    def forget(self) -> None:
+        """Begin anew: what was said before counts no more."""
+        self._number = self._policy.renewed()
 
 
 def _serve(connection: Connection, build: Callable[..., Policy], arguments: tuple[Any, ...]) -> None:

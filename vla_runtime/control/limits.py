@@ -7,6 +7,7 @@ Grippers are exempt: open and closed have nothing between. It knows specs and co
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_runtime.control.joins import ROTATIONS
-from vla_runtime.types import ActionSpec, Command, Float, Group
+from vla_runtime.control.standing import standing
+from vla_runtime.types import ActionSpec, Command, EnvSpec, Float, Group, Observation
 
 Array = NDArray[np.float64]
 
@@ -72,10 +74,14 @@ class Limits:
         self.clamped = 0
         self.events: Counter[str] = Counter()
         self.broken: tuple[str, ...] = ()
+        self._quiet = False
 
-    def inside(self, rows_TA: Float) -> Float:
-        """Rows [T, A] inside the range; nothing is counted."""
-        return np.stack([self._spec.clamp(row)[0] for row in rows_TA])
+    def ahead(self, rows_TA: Float) -> Float:
+        """Rows [T, A] as they would be sent next, one a period; nothing is counted, and nothing remembered."""
+        other = copy.deepcopy(self)
+        # What a limit says of them is said when they are sent.
+        other._quiet = True
+        return np.stack([other.clamp(Command(row, 0.0)).values for row in rows_TA])
 
     def clamp(self, command: Command) -> Command:
         """The command as it may be sent. SpecMismatch naming the dimension for a value that is not finite,
@@ -96,15 +102,19 @@ class Limits:
         self.clamped += 1
         return replace(command, values=values)
 
-    def forget(self) -> None:
-        """Motion begins anew, from wherever the robot is: what was sent before says nothing of what may follow."""
-        for watch in self._groups:
-            watch.forget()
+    def begin(self, env: EnvSpec, observation: Observation) -> None:
+        """Motion begins anew, from rest where the robot is seen. SpecMismatch where the state does not say where."""
+        if self._groups:
+            still = standing(env, observation)
+            for watch in self._groups:
+                watch.begin(still)
 
     def _watched(self, watch: _Watch, values: Float, due: float) -> Float:
         allowed, broken = watch.allowed(values)
         for limit, asked in broken.items():
             said, most = f"{watch.name} {limit}", watch.bound(limit)
+            if self._quiet:
+                continue
             message = f"limits: at {due:.3f} s {watch.name}: expected {limit} at most {most}, got {asked:.4g}"
             if self._level == "stop":
                 raise LimitExceeded(message)
@@ -133,11 +143,14 @@ class _Watch:
                     f"limits of {name!r}: expected a workspace of {self._group.size} numbers for a group that is no "
                     f"rotation, got {bound}"
                 )
-        self.forget()
-
-    def forget(self) -> None:
         self._last: Array | None = None
         self.speed: Array | None = None
+
+    def begin(self, still: Float) -> None:
+        """From rest, at an action that moves nothing."""
+        self._last, self.speed = None, None
+        self.sent(still)
+        self.sent(still)
 
     def bound(self, limit: str) -> Any:
         if limit == "workspace":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,8 @@ from vla_runtime.control.joins import Join
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.planner import InStep, Planner
 from vla_runtime.control.safety import Event, Safety
-from vla_runtime.control.schedule import ActionSchedule, standing
+from vla_runtime.control.schedule import ActionSchedule
+from vla_runtime.control.standing import standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
 from vla_runtime.types import ActionChunk, Command, Float, Observation, Outcome, PolicySpec, SpecMismatch
@@ -120,17 +121,26 @@ def run(
             env, policy, thinking, wall, result, replan, cameras_every, prefix, join, stands,
             limits, safety,
         )  # fmt: skip
-        for index in range(last_step):
-            tick = loop.tick(index)
-            outcome = loop.act(tick.command)
-            if on_tick is not None:
-                on_tick(tick)
-            deadline = start + (index + 1) * env.spec.period
-            result.trace.overruns += clock.now() > deadline
-            clock.sleep_until(deadline)
-            if outcome is not None:
-                result.outcome = outcome
-                return result
+        try:
+            for index in range(last_step):
+                tick = loop.tick(index)
+                outcome = loop.act(tick.command)
+                if on_tick is not None:
+                    on_tick(tick)
+                deadline = start + (index + 1) * env.spec.period
+                behind = clock.now() - deadline
+                result.trace.overruns += behind > 0
+                if behind > env.spec.period:
+                    # Commands that come in a burst are faster than any limit meant.
+                    start += math.floor(behind / env.spec.period) * env.spec.period
+                clock.sleep_until(deadline)
+                if outcome is not None:
+                    result.outcome = outcome
+                    return result
+        except BaseException:
+            # Whatever went wrong, the robot is not left with a velocity that nobody takes back.
+            loop.halt()
+            raise
 
     progress = getattr(env, "progress", None)
     reason = "time" if safety is None or safety.stopped is None else "stopped"
@@ -185,9 +195,18 @@ class _Loop:
         """Look, think and decide: everything of a period but the command's execution."""
         self._began, self._outside = self._wall.now(), 0.0
         observation, now = self._look(index)
+        if index == 0:
+            self._limits.begin(self._env.spec, observation)
         allowed = self._safe(index, now, observation)
-        asked = self._ask(index, now)
+        # What is there first: whoever has answered can be asked again.
         answer = self._take(index, now, allowed)
+        asked = self._ask(index, now)
+        if answer is None and asked is not None:
+            answer = self._take(index, now, allowed)
+        if self._stands and self._waiting:
+            self._forget()
+            # Rows count from the answer on.
+            self._next_plan += 1
         wanted = self._due(index, now, observation)
         command = self._limits.clamp(wanted)
         trace = self._result.trace
@@ -216,9 +235,19 @@ class _Loop:
         self._result.trace.ticks.append(self._wall.now() - self._began - self._outside)
         return outcome
 
+    def halt(self) -> None:
+        """One last command that keeps the robot where it was seen last; as far as that still can be done."""
+        if self._history and self._result.steps:
+            last = self._history[-1]
+            with suppress(Exception):
+                still = standing(self._env.spec, last, self._result.trace.commands[-1])
+                self._env.apply(Command(still, last.time, held=True))
+
     def _look(self, index: int) -> tuple[Observation, float]:
         cameras: tuple[str, ...] = ()
-        if any(index - offset == self._next_plan for offset in self._offsets):
+        # Whoever thinks may put the next question off, to any tick that earlier images then belong to.
+        may_be_asked = len(self._offsets) > 1 and self._thinking.busy
+        if may_be_asked or any(index - offset == self._next_plan for offset in self._offsets):
             cameras = self._policy_cameras
         if self._cameras_every is not None and index % self._cameras_every == 0:
             cameras = self._all_cameras
@@ -231,7 +260,14 @@ class _Loop:
         self._env.spec.validate(observation)
         self._first = observation.time if index == 0 else self._first
         now = self._first + index * self._period
-        if abs(observation.time - now) > self._period:
+        ahead = observation.time - now
+        if ahead > self._period:
+            # A stall: the world went on. Periods that nobody served are left out, not made up for.
+            missed = int(ahead / self._period)
+            self._first, now = self._first + missed * self._period, now + missed * self._period
+        # With somebody who watches the age of observations it is theirs to judge.
+        watched = self._safety is not None and self._safety.timeouts.observation is not None
+        if -ahead > self._period and not watched:
             raise SpecMismatch(
                 f"observation time: expected {now:.4f} s on the loop's clock, got {observation.time:.4f} s"
             )
@@ -250,9 +286,11 @@ class _Loop:
         allowed = self._safety.check(now, observed, covered)
         # Also where a stop came and went between two ticks.
         if not allowed or self._safety.since != self._moves_since:
-            self._moves_since, self._next_plan = self._safety.since, index + (not allowed)
+            looked = all(name in observation.images for name in self._policy_cameras)
+            self._moves_since, self._next_plan = self._safety.since, index + (not allowed or not looked)
             self._forget()
-            self._limits.forget()
+            self._thinking.forget()
+            self._limits.begin(self._env.spec, observation)
             self._waits.clear()
         return allowed
 
@@ -269,9 +307,11 @@ class _Loop:
             # As many rows as will have passed when the answer is there: as in the slowest of the last, rounded up.
             slowest = max(self._waits, default=0.0)
             rows = min(math.ceil(slowest / self._policy.period - 1e-3), self._policy.max_committed)
-            committed = self._schedule.committed(now, rows, self._policy.period)
-        if committed is not None:
-            committed = self._limits.inside(committed)
+            told = self._schedule.told(now, rows, self._policy.period)
+            # As they will be sent: every command of every row, after limits.
+            ticks = self._schedule.committed(now, round(told * self._per_row), self._period)
+            if ticks is not None:
+                committed = self._limits.ahead(ticks)[:: max(1, round(self._per_row))]
         self._asked_at, self._held_before = now, self._result.trace.held
         self._given = 0 if committed is None else len(committed)
         began = self._wall.now()
@@ -286,9 +326,6 @@ class _Loop:
         """The answer, if it is there, and into the plan with it, unless it answers what no longer counts."""
         answer = self._thinking.take(now)
         if answer is None:
-            if self._stands and self._waiting:
-                self._forget()
-                self._next_plan += 1
             return None
         self._waiting = False
         if not allowed or self._asked_at < self._moves_since:
@@ -305,6 +342,8 @@ class _Loop:
         self._result.plans += 1
         if len(chunk.actions) < self._replan:
             raise SpecMismatch(f"chunk: expected at least loop.replan = {self._replan} rows, got {len(chunk.actions)}")
+        if abs(chunk.period - self._policy.period) > 1e-9:
+            raise SpecMismatch(f"chunk period: expected the policy's {self._policy.period} s, got {chunk.period} s")
         # More rows have passed than the policy was told of: it planned from another place.
         passed = (now - self._asked_at) / self._policy.period - (trace.held - self._held_before) / self._per_row
         trace.late += self._prefix and self._schedule.chunk is not None and passed > self._given + 1e-3

@@ -69,6 +69,9 @@ class Planner(Protocol):
     def take(self, now: float) -> ActionChunk | None:
         """The answer if it is there at `now`, once."""
 
+    def forget(self) -> None:
+        """Motion begins anew: the session is to use nothing of what it said before."""
+
     def close(self) -> None: ...
 
 
@@ -92,6 +95,9 @@ class InStep:
     def take(self, now: float) -> ActionChunk | None:
         chunk, self._chunk = self._chunk, None
         return chunk
+
+    def forget(self) -> None:
+        _forget(self._session)
 
     def close(self) -> None: ...
 
@@ -128,7 +134,7 @@ class Beside:
         self._session, self._wall, self._patience = session, wall, patience
         self._question: tuple[Sequence[Observation], Float | None] | None = None
         self._answer: ActionChunk | BaseException | None = None
-        self._busy = self._closed = False
+        self._busy = self._closed = self._anew = False
         self._changed = threading.Condition()
         self.seconds = 0.0
         self._thread = threading.Thread(target=self._think, name="planner", daemon=True)
@@ -153,6 +159,11 @@ class Beside:
             raise answer
         return answer
 
+    def forget(self) -> None:
+        # In the thread that asks the session: it may be thinking.
+        with self._changed:
+            self._anew = True
+
     def close(self) -> None:
         """Let the thread end; one that hangs is left, with a warning."""
         with self._changed:
@@ -170,12 +181,22 @@ class Beside:
                 if self._question is None:
                     return
                 (observations, committed), self._question = self._question, None
+                anew, self._anew = self._anew, False
             began = self._wall.now()
             answer: ActionChunk | BaseException
             try:
+                if anew:
+                    _forget(self._session)
                 answer = self._session.predict(observations, committed)
             except BaseException as problem:
                 answer = problem
             with self._changed:
                 self.seconds = self._wall.now() - began
                 self._answer = answer
+
+
+def _forget(session: Session) -> None:
+    """Sessions that remember what they said can be told to forget it; others need not."""
+    forget = getattr(session, "forget", None)
+    if forget is not None:
+        forget()

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from vla_runtime.control.joins import Join, Live, Newest
-from vla_runtime.types import ActionChunk, ActionSpec, Command, EnvSpec, Float, Observation, SpecMismatch
+from vla_runtime.types import ActionChunk, ActionSpec, Command, Float, SpecMismatch
 
 
 class ActionSchedule:
@@ -55,15 +55,19 @@ class ActionSchedule:
         chunk = self._join.accept(chunk, before, begins)
         (self._next if begins > now and self._live else self._live).append(Live(chunk, begins))
 
+    def told(self, time: float, most: int, period: float) -> int:
+        """How many rows of `period` seconds from `time` on count as decided: `most`, or as many as come before the last
+        chunk takes over, which somebody was told of before.
+        """
+        return max(most, round((self._next[-1].begins - time) / period) if self._next else 0)
+
     def committed(self, time: float, most: int, period: float) -> Float | None:
         """Rows float32 [c, A] that are due at `time` and every `period` seconds after it; None without any.
 
-        c: `most`, or as many as come before the last chunk takes over, which somebody was told of before. They end
-        where the plan does: a robot that holds is committed to nothing.
+        They end where the plan does: a robot that holds is committed to nothing.
         """
         rows: list[Float] = []
-        told = round((self._next[-1].begins - time) / period) if self._next else 0
-        for index in range(max(most, told)):
+        for index in range(most):
             row = self._due(time + index * period)
             if row is None:
                 break
@@ -112,27 +116,3 @@ class ActionSchedule:
                 f"chunk period: expected {self._period} s (delta actions are played at the control period only), "
                 f"got {chunk.period} s"
             )
-
-
-def standing(env: EnvSpec, observation: Observation, last: Float | None = None) -> Float:
-    """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion.
-
-    last: the action before, whose grippers stay as they were told; without one they are open. SpecMismatch for an
-    absolute group without a group of the same name and rotation in the state.
-    """
-    action = np.zeros(env.action.size, np.float32)
-    for group in env.action.groups:
-        part = env.action.slices[group.name]
-        if group.kind == "absolute":
-            same = [one for one in env.state.groups if (one.name, one.rotation) == (group.name, group.rotation)]
-            if not same:
-                raise SpecMismatch(
-                    f"hold: expected the state to have the absolute action group {group.name!r}, "
-                    f"got {list(env.state.slices)}"
-                )
-            action[part] = observation.state[env.state.slices[group.name]]
-        elif group.kind == "binary" and last is not None:
-            action[part] = last[part]
-        elif group.kind == "binary" and group.open is not None:
-            action[part] = group.open
-    return action

@@ -35,13 +35,17 @@ class Replay:
         if session is None:
             # Nobody looks.
             policy = replace(policy, cameras=())
+        if not recording.ticks:
+            ended = "nothing" if recording.end is None else recording.end["end"]["error"]
+            raise ValueError(f"{recording.path}: expected at least one tick, got none; it ended with: {ended}")
         self.ticks: list[Tick] = []
         self.differences: list[str] = []
         told = _Told(recording)
         config = recording.header["config"]
-        planner = _Answers(recording, session, self.differences)
+        seen = _Seen(recording, env)
+        planner = _Answers(recording, seen, session, self.differences)
         Settings(config["loop"], config["limits"], config["safety"], env, policy).play(
-            _Seen(recording, env), _Nobody(), Run(), lambda session, wall: planner, 0, self._compare, told
+            seen, _Nobody(), Run(), lambda session, wall: planner, 0, self._compare, told
         )
         self.decoded = planner.decoded
 
@@ -138,16 +142,16 @@ class _Seen:
 
     def __init__(self, recording: Recording, spec: EnvSpec):
         self.spec = spec
-        self._recording, self._index = recording, -1
+        self._recording, self.index = recording, -1
 
     def observe(self, cameras: Sequence[str] = ()) -> Observation:
-        self._index += 1
-        return self._recording.observation(self._index)
+        self.index += 1
+        return self._recording.observation(self.index)
 
     def apply(self, command: Command) -> None: ...
 
     def outcome(self) -> Outcome | None:
-        last = self._index == len(self._recording.ticks) - 1
+        last = self.index == len(self._recording.ticks) - 1
         return Outcome(False, "stopped") if last else None
 
     def reset(self, seed: int, task: int, episode: int) -> Mapping[str, Any]:
@@ -169,9 +173,9 @@ class _Nobody:
 class _Answers:
     """A planner whose answers come when they came; decodes them again beside that where it can."""
 
-    def __init__(self, recording: Recording, session: Session | None, differences: list[str]):
-        self._recording, self._session, self._differences = recording, session, differences
-        self._index = -1
+    def __init__(self, recording: Recording, seen: _Seen, session: Session | None, differences: list[str]):
+        self._recording, self._seen, self._session, self._differences = recording, seen, session, differences
+        self._taken = -1
         self._again: ActionChunk | None = None
         self._thinks = False
         self.seconds = 0.0
@@ -188,17 +192,20 @@ class _Answers:
             self.decoded += 1
 
     def take(self, now: float) -> ActionChunk | None:
-        # Asked for in every tick, once.
-        self._index += 1
-        answer = self._recording.answer(self._index)
+        index = self._seen.index
+        answer = self._recording.answer(index) if self._thinks and self._taken < index else None
         if answer is None:
             return None
-        self._thinks = False
-        self.seconds = self._recording.ticks[self._index]["thought_s"]
-        if self._again is not None and not _same(answer.actions, self._again.actions):
-            worst = float(np.abs(answer.actions - self._again.actions).max())
-            self._differences.append(f"tick {self._index}: decoded again, the chunk differs by up to {worst:.3g}")
+        self._taken, self._thinks = index, False
+        self.seconds = self._recording.ticks[index]["thought_s"]
+        if self._again is not None and (found := _chunk_difference(answer, self._again)):
+            self._differences.append(f"tick {index}: decoded again, the chunk differs: {found}")
         return answer
+
+    def forget(self) -> None:
+        forget = getattr(self._session, "forget", None)
+        if forget is not None:
+            forget()
 
     def close(self) -> None: ...
 
@@ -224,6 +231,22 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
     return type(a) is type(b) and bool(a == b)
+
+
+def _chunk_difference(then: ActionChunk, now: ActionChunk) -> str:
+    """What of two chunks is not the same; nothing if all is."""
+    if then.actions.shape != now.actions.shape:
+        return f"{list(then.actions.shape)} rows, now {list(now.actions.shape)}"
+    if not _same(then.actions, now.actions):
+        return f"rows, by up to {float(np.abs(then.actions - now.actions).max()):.3g}"
+    for name in ("start", "period", "observed", "curved"):
+        if getattr(then, name) != getattr(now, name):
+            return f"{name} {getattr(then, name)}, now {getattr(now, name)}"
+    if (then.curve is None) != (now.curve is None):
+        return "a curve, now none" if now.curve is None else "no curve, now one"
+    if then.curve is not None and now.curve is not None and not _same(then.curve.points, now.curve.points):
+        return "the curve's control points"
+    return ""
 
 
 def _rounded(values: Float) -> str:

@@ -62,7 +62,8 @@ def run_jobs(
 
     def start() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, build, arguments), daemon=True)
+        # Not a daemon: a policy may live in a process of its own. Without us it reads the end of its pipe.
+        process = context.Process(target=_work, args=(theirs, build, arguments))
         process.start()
         theirs.close()
         return _Worker(process, ours, since=clock.now())

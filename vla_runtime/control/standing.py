@@ -1,0 +1,31 @@
+"""The action that leaves a robot where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_runtime.types import EnvSpec, Float, Observation, SpecMismatch
+
+
+def standing(env: EnvSpec, observation: Observation, last: Float | None = None) -> Float:
+    """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion.
+
+    last: the action before, whose grippers stay as they were told; without one they are open. SpecMismatch for an
+    absolute group without a group of the same name and rotation in the state.
+    """
+    action = np.zeros(env.action.size, np.float32)
+    for group in env.action.groups:
+        part = env.action.slices[group.name]
+        if group.kind == "absolute":
+            same = [one for one in env.state.groups if (one.name, one.rotation) == (group.name, group.rotation)]
+            if not same:
+                raise SpecMismatch(
+                    f"hold: expected the state to have the absolute action group {group.name!r}, "
+                    f"got {list(env.state.slices)}"
+                )
+            action[part] = observation.state[env.state.slices[group.name]]
+        elif group.kind == "binary" and last is not None:
+            action[part] = last[part]
+        elif group.kind == "binary" and group.open is not None:
+            action[part] = group.open
+    return action
