@@ -187,20 +187,33 @@ class Before:
         self._period, self._neutral = period, neutral_A
         self._last: tuple[Tensor, float, str] | None = None
 
-    def guess(self, time: float, instruction: str) -> Tensor | None:
-        """Rows float [1, T, A] for a chunk from `time` on; None where the chunk before says nothing of it."""
+    def guess(self, time: float, instruction: str, given_1cA: Tensor | None = None) -> Tensor | None:
+        """Rows float [1, T, A] for a chunk from `time` on; None where the chunk before says nothing of it.
+
+        given_1cA: rows that will be executed first. Where they are in the chunk before says how many of it have passed,
+        also when the robot has held meanwhile.
+        """
         if self._last is None or self._last[2] != instruction:
             return None
-        rows, passed = self._last[0], self.passed(time)
+        rows, passed = self._last[0], self.passed(time, given_1cA)
         if not 0 <= passed < rows.shape[1]:
             return None
         end = torch.where(self._neutral.isnan(), rows[:, -1], self._neutral)
         return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
 
-    def passed(self, time: float) -> int:
-        """Rows that lie between the chunk before and one from `time` on."""
+    def passed(self, time: float, given_1cA: Tensor | None = None) -> int:
+        """Rows that lie between the chunk before and one from `time` on, as `guess` counts them."""
         assert self._last is not None
-        return round((time - self._last[1]) / self._period)
+        rows = self._last[0]
+        if given_1cA is None or not given_1cA.shape[1]:
+            return round((time - self._last[1]) / self._period)
+        count = given_1cA.shape[1]
+        windows = rows.unfold(1, count, 1).transpose(2, 3)
+        return int((windows - given_1cA[:, None].to(rows)).abs().mean((0, 2, 3)).argmin())
+
+    def forget(self) -> None:
+        """There is no chunk before."""
+        self._last = None
 
     def keep(self, rows_1TA: Tensor, time: float, instruction: str) -> None:
         """Remember a chunk that answers an observation of `time`."""

@@ -202,7 +202,7 @@ class VLASession:
         elif self._warm is None:
             unit = self._decode(context, given, noise, 1)
         else:
-            guess = self._warm.guess(observation.time, observation.instruction)
+            guess = self._warm.guess(observation.time, observation.instruction, _rows(given))
             first = 0 if guess is None else self._warm.first
             unit = self._decode(context, given, noise, 1, guess, first)
             self._warm.keep(unit, observation.time, observation.instruction)
@@ -211,14 +211,26 @@ class VLASession:
         chunk: ActionChunk = policy.chunk(unit[0], observation.time, committed, facts)
         return chunk
 
+    def forget(self) -> None:
+        """Motion begins anew: no chunk is drawn to, or begun with, one of before."""
+        for memory in (self._warm, self._before):
+            if memory is not None:
+                memory.forget()
+
     def _guide(self, observation: Observation, given: Committed | None) -> Guide | None:
         """The rest of the chunk before, with the rows that are given; None where it says nothing of now."""
         assert self._before is not None
-        target = self._before.guess(observation.time, observation.instruction)
+        rows = _rows(given)
+        target = self._before.guess(observation.time, observation.instruction, rows)
         if target is None:
             return None
-        count = 0
-        if given is not None:
-            count = int(given.counts_B[0])
-            target = torch.cat([given.rows_BPA[:, :count].to(target), target[:, count:]], dim=1)
-        return Guide(target, soft_weights(target.shape[1], count, self._before.passed(observation.time)))
+        passed, count = self._before.passed(observation.time, rows), 0
+        if rows is not None:
+            count = rows.shape[1]
+            target = torch.cat([rows.to(target), target[:, count:]], dim=1)
+        return Guide(target, soft_weights(target.shape[1], count, passed))
+
+
+def _rows(given: Committed | None) -> Tensor | None:
+    """The rows [1, c, A] that one sample is given."""
+    return None if given is None else given.rows_BPA[:, : int(given.counts_B[0])]

@@ -104,6 +104,7 @@ def _replay(config: Config) -> Result:
         "ticks": len(replay.ticks),
         "decoded": replay.decoded,
         "equal": not replay.differences,
+        "cut_short": recording.end is None,
         "end": None if recording.end is None else recording.end["end"],
     }
     if config["export"] is not None:

@@ -166,13 +166,33 @@ def test_a_spline_begins_where_the_motion_is_and_as_fast(delay, seed):
     speeds = [chunk.curve.derivative().at(now - chunk.start)[0] for chunk in (joined, old)]
     np.testing.assert_allclose(*speeds, atol=1e-4)
     # It ends where the policy wanted to be, when it wanted to be there.
-    assert joined.start + joined.curve.duration == pytest.approx(new.start + new.curve.duration)
+    left = new.start + new.curve.duration - now
+    assert joined.curve.duration == pytest.approx(max(left, 4 * 0.05))
     if delay < 0.4:
         ends = [chunk.curve.at(chunk.curve.duration)[0] for chunk in (joined, new)]
         np.testing.assert_allclose(*ends, atol=0.1)
     # Grippers are not curves: they shut when the policy said so, to a row.
     shut = joined.start + 0.05 * int(np.argmax(joined.actions[:, 3] > 0))
     assert abs(shut - max(new.start + 8 * 0.05, now)) <= 0.05 + 1e-6
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.6, 1.0), st.integers(0, 2**31))
+def test_however_late_a_spline_begins_where_the_robot_is(now, seed):
+    """Also when little or nothing is left of it: then it comes to rest where it ended, in time enough."""
+    generator = np.random.default_rng(seed)
+    old, new = (curved(generator.uniform(-0.3, 0.3, size=(8, 3)), start) for start in (0.1, 0.0))
+    schedule = ActionSchedule(ARM, 0.01, Spline(ARM))
+    schedule.splice(old, 0.1)
+    was = None
+    for tick in range(11, round(now / 0.01)):
+        was = schedule.command_at(tick * 0.01).values
+    begins = round(now / 0.01) * 0.01
+    schedule.splice(new, begins)
+    jump = np.abs(schedule.command_at(begins).values - was)[:3].max()
+    fastest = np.abs(old.curve.derivative().points).max()
+    assert jump <= fastest * 0.01 + 1e-6
+    assert schedule.chunk.curve.duration >= 4 * 0.05 - 1e-9
 
 
 def test_acceleration_is_taken_over_if_asked_for_and_velocity_only_if_asked_for():

@@ -148,6 +148,8 @@ class Spline(Newest):
 
     # A chunk that is still too fast when so much slower begins too fast.
     SLOWEST = 8.0
+    # Periods that what is left of a chunk lasts at least: in less there is no room to come to its way.
+    SHORTEST = 4
 
     def __init__(
         self,
@@ -173,17 +175,14 @@ class Spline(Newest):
         if chunk.curve is None:
             raise SpecMismatch("loop.join=spline: expected a chunk with a curve, got rows alone")
         since = max(begins - chunk.start, 0.0)
-        if chunk.curve.duration - since <= chunk.period:
-            return chunk  # All but over: there is nothing to shape.
-        left = ActionChunk(
-            chunk.actions[chunk.row(chunk.start + since) :], begins, chunk.period, chunk.observed, None, (), chunk.facts
-        )
+        first = min(chunk.row(chunk.start + since), len(chunk.actions) - 1)
+        left = ActionChunk(chunk.actions[first:], begins, chunk.period, chunk.observed, None, (), chunk.facts)
         start = self._motion(chunk, begins, 0) if before is None else self._motion(before, begins, self._continuity)
-        factor, curve = 1.0, chunk.curve.continued(since, start)
+        rest, factor = _rest(chunk.curve, since, self.SHORTEST * chunk.period)
+        curve = rest.continued(0.0, start)
         while self._too_fast(curve, chunk.curved) and factor < self.SLOWEST:
             # What has begun cannot be slower than it is: only what follows is.
-            factor *= 1.1
-            rest = chunk.curve.continued(since, self._motion(chunk, begins, 0)).retimed(factor)
+            factor, rest = factor * 1.1, rest.retimed(1.1)
             curve = rest.continued(0.0, start)
         if self._too_fast(curve, chunk.curved):
             _log.warning("loop.join=spline: a chunk at %.3f s is too fast however slowly it goes on", begins)
@@ -210,6 +209,17 @@ class Spline(Newest):
             if np.linalg.norm(bound.points[:, dims], axis=1).max() > most * (1 + 1e-9):
                 return True
         return False
+
+
+def _rest(curve: SplineCurve, since: float, shortest: float) -> tuple[SplineCurve, float]:
+    """What is left of a curve, as slow as it must be to last `shortest`, and how slow that is."""
+    left = curve.duration - since
+    if left <= 1e-9:
+        # Nothing: it stays where it ended.
+        end = np.repeat(curve.at(curve.duration), len(curve.points), axis=0)
+        return SplineCurve(end, curve.degree, shortest), 1.0
+    factor = max(1.0, shortest / left)
+    return curve.continued(since, curve.at(since)).retimed(factor), factor
 
 
 def _of_curve(rows: ActionChunk, curve: SplineCurve, curved: Sequence[int], factor: float) -> ActionChunk:

@@ -1,8 +1,9 @@
 """The flight recorder: every tick of a run in one file that only grows and that a crash cannot spoil.
 
-A file begins with eight bytes of its own and goes on in frames: length and CRC-32 of what follows, 4 bytes each, little
-end first, and a msgpack map. The first frame says what was run, one frame follows a tick, and the last says how it
-ended; a file without it was cut short. It knows ticks and nothing of environments or policies.
+A file begins with eight bytes of its own and goes on in frames: four bytes that begin each, then the length of what
+follows and its CRC-32 (begun with the length), 4 bytes each, little end first, and a msgpack map. The first frame says
+what was run, one frame follows a tick, and the last says how it ended; a file without it was cut short. It knows ticks
+and nothing of environments or policies.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from vla_runtime.types import ActionChunk, Command, Observation
 from vla_runtime.wire import pack, unpack
 
 _MAGIC = b"VLAREC\x01\n"
-_HEAD = struct.Struct("<II")
-# A frame that claims to be larger is damage.
-_LARGEST = 1 << 28
+# Begins every frame: where one is damaged, it tells whether others follow.
+_SYNC = b"\xf5VLA"
+_HEAD = struct.Struct("<4sII")
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +79,7 @@ class Recorder:
 
     def _write(self, frame: Mapping[str, Any]) -> None:
         data = pack(frame)
-        self._file.write(_HEAD.pack(len(data), zlib.crc32(data)) + data)
+        self._file.write(_HEAD.pack(_SYNC, len(data), _checksum(data)) + data)
 
 
 class Recording:
@@ -120,13 +121,29 @@ def _frames(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: expected a recording, got {data[:8]!r} at its beginning")
     place = len(_MAGIC)
     while place < len(data):
-        begin = place + _HEAD.size
-        length, checksum = _HEAD.unpack(data[place:begin]) if begin <= len(data) else (_LARGEST + 1, 0)
-        frame = data[begin : begin + length]
-        if length > _LARGEST or len(frame) < length or zlib.crc32(frame) != checksum:
-            if begin + length >= len(data):
+        frame = _frame(data, place)
+        if frame is None:
+            follows = data.find(_SYNC, place + 1)
+            while follows >= 0 and _frame(data, follows) is None:
+                follows = data.find(_SYNC, follows + 1)
+            if follows < 0:
                 _log.warning("%s: cut short; the last %d bytes are damaged and dropped", path, len(data) - place)
                 return
             raise ValueError(f"{path}: expected whole frames, got damage at byte {place} of {len(data)}")
         yield unpack(frame)
-        place = begin + length
+        place += _HEAD.size + len(frame)
+
+
+def _frame(data: bytes, place: int) -> bytes | None:
+    """The whole frame at a place, None where there is none."""
+    begin = place + _HEAD.size
+    if begin > len(data):
+        return None
+    sync, length, checksum = _HEAD.unpack(data[place:begin])
+    frame = data[begin : begin + length]
+    return frame if sync == _SYNC and len(frame) == length and _checksum(frame) == checksum else None
+
+
+def _checksum(data: bytes) -> int:
+    # With the length, which no other checks.
+    return zlib.crc32(data, len(data))
