@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from vla_runtime.compose import (
     set_single_threaded_blas,
 )
 from vla_runtime.control.recorder import Recording
+from vla_runtime.control.settings import read_groups
 from vla_runtime.disk import locked, write_text
 from vla_runtime.evaluation.episodes import EpisodeRunner, failure_row
 from vla_runtime.evaluation.folder import (
@@ -161,7 +162,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
         # Also when interrupted: what is there can be read, and says that it is not complete.
         if file is not None:
             file.close()
-            summary = _finish(config, sort_rows(folder), len(requested), folder)
+            summary = _finish(config, sort_rows(folder), requested, folder)
     return summary
 
 
@@ -176,7 +177,7 @@ def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any]) -> N
                 )
 
 
-def _finish(config: Config, rows: list[Row], requested: int, folder: Path) -> dict[str, Any]:
+def _finish(config: Config, rows: list[Row], requested: Sequence[Job], folder: Path) -> dict[str, Any]:
     summary = summarise(config, rows, requested, folder)
     if config["loop"].get("clock") == "system":
         # A profile for loop.latency: what it costs can be told in simulation.
@@ -196,7 +197,6 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
         if found:
             raise ValueError(f"merge: {part} is another run than {parts[0]}:\n  " + "\n  ".join(found))
     rows: dict[Job, Row] = {}
-    requested = 0
     for part in parts:
         summary = part / "summary.json"
         if not summary.exists() or not json.loads(summary.read_text())["complete"]:
@@ -210,6 +210,12 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
     count = int(shards[0].partition("/")[2] or 1)
     if shards != sorted(f"{i}/{count}" for i in range(count)):
         raise ValueError(f"merge: expected all shards of one run, got {shards}")
+    for part in parts:
+        for row in read_rows(part):
+            kept = [row[name] for name in ("video", "recording") if row.get(name)]
+            missing = [name for name in kept if not (part / name).is_file()]
+            if missing:
+                raise ValueError(f"merge: expected {part} to hold what its rows name, got no {missing}")
     claim(folder, {**whole, "out": config["out"], "merge": None})
     for part in parts:
         for row in read_rows(part):
@@ -217,12 +223,11 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
                 (folder / "videos").mkdir(exist_ok=True)
                 for source in (part / row["video"], (part / row["video"]).with_suffix(".jpg")):
                     shutil.copyfile(source, folder / "videos" / source.name)
-            if row["recording"]:
+            if row.get("recording"):
                 (folder / "recordings").mkdir(exist_ok=True)
                 shutil.copyfile(part / row["recording"], folder / row["recording"])
     RowFile(folder, in_order(rows.values())).close()
-    requested = len(rows)
-    return _finish(whole, sort_rows(folder), requested, folder)
+    return _finish(whole, sort_rows(folder), list(rows), folder)
 
 
 def _build(config: Config, folder: str) -> tuple[dict[str, Any], EpisodeRunner]:
@@ -243,7 +248,10 @@ def _jobs(config: Config, facts: Mapping[str, Any]) -> list[Job]:
     if config["shard"] is None:
         return jobs
     index, count = _shard(config["shard"])
-    return jobs[index::count]
+    # An episode with all its latencies: what is compared stays together.
+    places = list(dict.fromkeys((job.task, job.episode) for job in jobs))
+    mine = set(places[index::count])
+    return [job for job in jobs if (job.task, job.episode) in mine]
 
 
 def _checked(config: Config) -> Config:
@@ -266,6 +274,9 @@ def _checked(config: Config) -> Config:
         optional = key == "episodes" and value is None
         expect(key, f"a whole number >= {least}", optional or (type(value) is int and value >= least))
     expect("timeout", "a number of seconds > 0", isinstance(config["timeout"], (int, float)) and config["timeout"] > 0)
+    for name in ("explain", "export"):
+        expect(name, "replay=<a recording> beside it", config[name] is None)
+    config["limits"] = {**config["limits"], "groups": read_groups(config["limits"]["groups"])}
     expect("viz", "rerun, rrd or null", config["viz"] in (None, "rerun", "rrd"))
     record = config["record"]
     if not isinstance(record["ticks"], bool) or record["images"] not in (None, "png"):

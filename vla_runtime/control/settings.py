@@ -48,7 +48,7 @@ class Settings:
         name = loop.get("join", "newest")
         if name not in JOINS:
             raise ValueError(f"loop.join: expected one of {', '.join(JOINS)}, got {name!r}")
-        if name in _TOLD and not policy.max_committed:
+        if name in ("prefix", "pin") and not policy.max_committed:
             raise ValueError(
                 f"loop.join={name}: expected a policy that takes committed rows, got {policy.name}; take newest"
             )
@@ -71,8 +71,9 @@ class Settings:
             raise ValueError(
                 f"loop.planner={planner}: expected loop.clock=system, got a clock on which nothing runs beside"
             )
-        self._prefix = name in _TOLD
-        self._level, self._groups = limits["level"], _groups(limits["groups"])
+        # A policy that is never told of rows can still be drawn to what it said before.
+        self._prefix = name in _TOLD and policy.max_committed > 0
+        self._level, self._groups = limits["level"], read_groups(limits["groups"])
         self._timeouts = Timeouts(**safety)
         self._join = self._made_join(name, loop.get("continuity", 1))
         self._limits()
@@ -134,7 +135,7 @@ class Settings:
         return {name: one[limit] for name, one in self._groups.items() if one.get(limit) is not None}
 
 
-def _groups(wanted: Mapping[str, Any] | str | None) -> dict[str, Any]:
+def read_groups(wanted: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Limits by group, from a file where a name is given. ValueError for one that is no such file."""
     if wanted is None or isinstance(wanted, Mapping):
         return dict(wanted or {})

@@ -6,6 +6,7 @@ between two identical runs sits under its key `timing`, and nothing else does.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import platform
 import socket
@@ -69,6 +70,7 @@ class EpisodeRunner:
     """
 
     def __init__(self, config: Config, video: str, out: Path):
+        config = _decoding_for(config)
         self._config = config
         self._video = video
         self._out = out
@@ -77,6 +79,9 @@ class EpisodeRunner:
         self._policy: Policy = built_policy(config, self._env)
         spec, policy = self._env.spec, self._policy.spec
         require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
+        if config["viz"] is not None:
+            # What is missing is missed now, not in every episode.
+            importlib.import_module("vla_runtime.evaluation.live")
         wanted = config["policy"]
         self._remote = {name: wanted[name] for name in ("address", "encoding") if name in wanted}
         self._latencies = latency_points(config["loop"])
@@ -113,7 +118,8 @@ class EpisodeRunner:
             reset_s = clock.now() - began
             seed = begin_seed(self._seed, task, episode)
             session = self._policy.begin(seed)
-            recorder, live = self._recorder(job, seed), self._live(job)
+            recorder = self._recorder(job, seed)
+            live = self._live(job)
             watchers = [one for one in (recorder, live) if one is not None]
 
             def on_tick(tick: Tick) -> None:
@@ -121,7 +127,7 @@ class EpisodeRunner:
                     watcher(tick)
 
             self._settings.play(self._env, session, result, latency, seed, on_tick)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
             error = f"{type(problem).__name__}: {problem}"
@@ -245,15 +251,27 @@ def make_row(
         "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
         "error": error,
         "facts": {key: value for key, value in initial.items() if key != "initial_state"},
+        "smoothness": None,
+        "timeline": None,
+        "recording": None,
         "video": None,
     }
 
 
-def built_policy(config: Config, env: Env) -> Policy:
-    """The policy of a config, decoding as its loop needs it, in a process of its own where `loop.planner` says so."""
+def _decoding_for(config: Config) -> Config:
+    """A config whose policy decodes as its loop needs it."""
     if config["loop"].get("join") == "guide" and "decode" in config["policy"]:
         decode = {**config["policy"]["decode"], "guide": True}
-        config = {**config, "policy": {**config["policy"], "decode": decode}}
+        return {**config, "policy": {**config["policy"], "decode": decode}}
+    return config
+
+
+def built_policy(config: Config, env: Env) -> Policy:
+    """The policy of a config, in a process of its own where `loop.planner` says so."""
+    if config["loop"].get("clock") == "system" and config["policy"]["_target_"] == "expert":
+        raise BadArguments(
+            "policy=expert: expected loop.clock=virtual: an expert reads the world while it must stand still"
+        )
     if config["loop"].get("planner") == "process":
         return Isolated(build_policy, (config, env.spec))
     return build_policy(config, env)

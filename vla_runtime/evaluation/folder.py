@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -168,8 +169,12 @@ def sort_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def summarise(config: dict[str, Any], rows: Sequence[Row], requested: int, folder: Path) -> dict[str, Any]:
-    """The last line of a rollout. Errors and missing episodes count as not successful."""
+def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
+    """The last line of a rollout. Errors and missing episodes count as not successful.
+
+    With several latencies the same episodes count several times: an interval is then told for each alone.
+    """
+    requested, points = len(jobs), by_latency(rows, jobs)
     successes = sum(row["success"] for row in rows)
     latencies = [latency for row in rows for latency in row["timing"]["latencies_ms"]]
     interval = wilson_interval(successes, requested)
@@ -180,34 +185,31 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], requested: int, folde
         "successes": successes,
         "errors": sum(row["error"] is not None for row in rows),
         "success_rate": round(successes / requested, 6),
-        "ci95": [round(limit, 6) for limit in interval],
+        "ci95": None if points else [round(limit, 6) for limit in interval],
         "latency_ms": percentiles(latencies),
         "control": {
             "rate_hz": rows[0]["loop"]["rate_hz"] if rows else None,
             "overruns": sum(row["timing"]["overruns"] for row in rows),
         },
-        "by_latency": by_latency(rows, requested),
+        "by_latency": points,
         "premises_broken": sum(row["facts"].get("premise") is False for row in rows),
         "complete": len(rows) == requested,
         "out": str(folder),
     }
 
 
-def by_latency(rows: Sequence[Row], requested: int) -> list[dict[str, Any]]:
+def by_latency(rows: Sequence[Row], jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Success and throughput of each latency of a run that has several, in order; none of a run that has one.
 
-    requested: episodes of all latencies together; missing ones count as not successful. per_minute: successes per
+    jobs: what was asked for; missing episodes count as not successful. per_minute: successes per
     minute of the episodes' own time; delay: mean seconds from an observation to the tick that had its chunk.
     """
-    groups: dict[float | str, list[Row]] = {}
-    for row in in_order(rows):
-        groups.setdefault(job_of(row).latency, []).append(row)
-    if len(groups) < 2:
+    asked = Counter(job.latency for job in jobs)
+    if len(asked) < 2:
         return []
     points = []
-    episodes = requested // len(groups)
-    for latency in sorted(groups, key=lambda one: (isinstance(one, str), one)):
-        members = groups[latency]
+    for latency in sorted(asked, key=lambda one: (isinstance(one, str), one)):
+        members, episodes = [row for row in rows if job_of(row).latency == latency], asked[latency]
         successes = sum(row["success"] for row in members)
         minutes = sum(row["steps"] / row["loop"]["rate_hz"] for row in members) / 60
         delays = [row["delay"] for row in members if row["delay"] is not None]

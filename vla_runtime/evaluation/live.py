@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import rerun as rr
@@ -18,6 +19,8 @@ from vla_runtime.types import EnvSpec
 
 # Ticks that may wait to be shown: a second or two of images.
 _WAITING = 64
+# Seconds that an episode's end waits for what is still to be shown.
+_PATIENCE = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -45,8 +48,9 @@ class LiveView:
 
     def close(self) -> None:
         """Show what is waiting, and end."""
-        self._waiting.put(None)
-        self._thread.join()
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=_PATIENCE)
+        self._thread.join(_PATIENCE)
         self._stream.flush()
         if self.dropped:
             _log.warning(
@@ -54,6 +58,12 @@ class LiveView:
             )
 
     def _show(self) -> None:
+        try:
+            self._shown()
+        except Exception:
+            _log.exception("live view: nothing is shown any more")
+
+    def _shown(self) -> None:
         before = None
         while (tick := self._waiting.get()) is not None:
             stream = self._stream
