@@ -207,3 +207,17 @@ def test_an_incomplete_run_is_told(write: Write, caplog: pytest.LogCaptureFixtur
     a, b = rows(3, 0, 0, 0)
     compare({"a": write("a", a, complete=False), "b": write("b", b), "margin": 0.05})
     assert "not complete" in caplog.text
+
+
+def test_latencies_are_judged_one_by_one(write: Write) -> None:
+    """Their episodes begin alike: eight times forty are not three hundred and twenty."""
+    a, b = [], []
+    for latency, counts in ((0.0, (100, 0, 0, 0)), (0.2, (60, 40, 0, 0))):
+        for one, many in zip(rows(*counts), (a, b), strict=True):
+            many += [{**found, "loop": {"mode": "async", "latency": latency}} for found in one]
+    report, code = compare({"a": write("a", a), "b": write("b", b), "margin": 0.05})
+    assert (report["n"], report["verdict"], code) == (200, "inferior", 1)
+    assert {label: one["verdict"] for label, one in report["by_latency"].items()} == {
+        "0s": "non-inferior", "0.2s": "inferior",
+    }  # fmt: skip
+    assert report["by_latency"]["0.2s"]["difference"] == -0.4

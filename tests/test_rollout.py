@@ -212,3 +212,25 @@ def test_help_lists_options_and_values():
     assert done.returncode == 0
     for word in ("episodes: null", "env=   one of:", "env.control=velocity", "loop.replan", "merge"):
         assert word in done.stdout
+
+
+def test_shards_keep_an_episode_with_all_its_latencies(tmp_path):
+    asked = ["env=reach", "policy=expert", "loop=async", "loop.latency=[0,0.1,0.3]", "episodes=2", "video=none"]
+    whole = rollout(*asked, f"out={tmp_path / 'whole'}")
+    parts = [rollout(*asked, f"shard={index}/3", f"out={tmp_path / str(index)}") for index in range(3)]
+    assert [part["episodes"] for part in parts] == [6, 3, 3]
+    assert all([one["episodes"] for one in part["by_latency"]] == [part["episodes"] // 3] * 3 for part in parts)
+    merged = rollout(
+        "merge=[" + ",".join(str(tmp_path / str(index)) for index in range(3)) + "]", f"out={tmp_path / 'm'}"
+    )
+    assert merged["by_latency"] == whole["by_latency"]
+    assert merged["ci95"] is None
+    assert rows(tmp_path / "m") == rows(tmp_path / "whole")
+    assert len(list((tmp_path / "m" / "recordings").iterdir())) == 12
+
+
+def test_what_only_a_replay_has_is_refused_without_one(tmp_path):
+    done = command("env=reach", "policy=expert", "explain=3", f"out={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "explain: expected replay=" in json.loads(done.stdout.splitlines()[-1])["error"]
+    assert not (tmp_path / "run").exists()

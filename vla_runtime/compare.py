@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_runtime.evaluation.folder import read_config, read_rows
+from vla_runtime.evaluation.folder import job_of, latency_label, read_config, read_rows
 from vla_runtime.evaluation.statistics import (
     INCONCLUSIVE,
+    INFERIOR,
     NON_INFERIOR,
     Interval,
     check_margin,
@@ -88,9 +89,31 @@ def compare(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     differing += differing_facts(pairs)
     if differing or unpaired:
         raise ValueError("\n".join(_refusal(differing, unpaired)))
-    report = judge(pairs, margin)
+    report = judged_by_latency(pairs, margin)
     _show(report)
     return report, 0 if report["verdict"] == NON_INFERIOR else 1
+
+
+def judged_by_latency(pairs: Sequence[tuple[Row, Row]], margin: float) -> dict[str, Any]:
+    """`judge`, of each latency alone where there are several: their episodes are the same, and not so many more.
+
+    Then {by_latency: {latency: report}, n, margin, verdict: the worst of all, n_needed: the most}.
+    """
+    groups: dict[str, list[tuple[Row, Row]]] = {}
+    for one in pairs:
+        groups.setdefault(latency_label(job_of(one[0]).latency), []).append(one)
+    reports = {label: judge(members, margin) for label, members in groups.items()}
+    if len(reports) == 1:
+        return next(iter(reports.values()))
+    verdicts = [report["verdict"] for report in reports.values()]
+    needed = [report["n_needed"] for report in reports.values() if report["n_needed"] is not None]
+    return {
+        "n": len(pairs),
+        "by_latency": reports,
+        "margin": margin,
+        "verdict": next(one for one in (INFERIOR, INCONCLUSIVE, NON_INFERIOR) if one in verdicts),
+        "n_needed": max(needed, default=None),
+    }
 
 
 def judge(pairs: Sequence[tuple[Row, Row]], margin: float) -> dict[str, Any]:
@@ -248,6 +271,12 @@ def _show(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if "by_latency" in report:
+        for label, one in report["by_latency"].items():
+            Console(stderr=True, highlight=False).print(f"latency {label}:")
+            _show(one)
+        Console(stderr=True, highlight=False).print(f"of all latencies, the worst: {report['verdict']}")
+        return
     table = Table(title=f"{report['n']} paired episodes")
     for column in ("", "B succeeds", "B fails"):
         table.add_column(column, justify="right")

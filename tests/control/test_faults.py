@@ -43,7 +43,7 @@ def played(delays=(0.0,), env=None, steps=60, clock=None, policy=None, **options
         env, policy, policy.spec, clock or VirtualClock(), replan=4, max_steps=steps, result=result,
         planner=lambda session, wall: Delayed(session, wall, source), **options,
     )  # fmt: skip
-    return inner.applied, result
+    return (env if isinstance(env, Recording) else inner).applied, result
 
 
 @pytest.mark.parametrize(
@@ -172,3 +172,39 @@ def test_whatever_the_line_does_commands_stay_inside_their_limits(delays, late, 
     assert (values >= spec.low).all()
     assert (values <= spec.high).all()
     assert np.linalg.norm(values, axis=1).max() <= 0.1 * (1 + 1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(0.0, 0.3), min_size=1, max_size=6),
+    st.integers(0, 2**31),
+    st.sets(st.integers(2, 50), max_size=4),
+)
+def test_goals_move_no_faster_than_allowed_from_the_first_and_after_every_stop(delays, seed, stops):
+    """Absolute goals, in step or late: from where the robot was seen, never at once to anywhere."""
+    inner = Recording(control="absolute", size=16)
+    generator = np.random.default_rng(seed)
+
+    class Wild(Numbered):
+        def predict(self, observations, committed=None, deadline=None):
+            chunk = super().predict(observations, committed, deadline)
+            return replace(chunk, actions=generator.uniform(-3, 3, chunk.actions.shape).astype(np.float32))
+
+    safety, steps = Safety(), []
+
+    def on_tick(tick):
+        seen = tick.observation.state[:2]
+        begins = tick.index == 0 or (tick.allowed and not previous[-1].allowed) or tick.since != previous[-1].since
+        steps.append(np.linalg.norm(tick.command.values - (seen if begins else previous[-1].command.values)))
+        previous.append(tick)
+        now = (tick.index + 1) * PERIOD
+        if tick.index in stops:
+            safety.stop(now, "somebody")
+        elif safety.stopped:
+            safety.reset(now)
+
+    previous = []
+    limits = Limits(inner.spec.action, PERIOD, {"joints": {"speed": 0.4}})
+    played(tuple(delays), lambda env: inner, policy=Wild(inner), limits=limits, safety=safety, on_tick=on_tick)
+    moved = [step for step, tick in zip(steps, previous, strict=True) if tick.allowed]
+    assert max(moved) <= 0.4 * PERIOD * (1 + 1e-4) + 1e-6
