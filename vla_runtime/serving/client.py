@@ -224,8 +224,16 @@ def _stock_rows(answer: Any, spec: PolicySpec) -> Float:
     return rows.astype(np.float32)
 
 
-def remote(env: EnvSpec, address: str | None, **options: Any) -> RemotePolicy:
+def remote(
+    env: EnvSpec,
+    address: str | None,
+    encoding: str = "raw",
+    timeout: float = 10.0,
+    token: str | None = None,
+    contract: str | None = None,
+    keys: Mapping[str, Any] | None = None,
+) -> RemotePolicy:
     """As `rollout` builds it; the runner compares its contract with the environment's."""
     if not address:
         raise ValueError("policy.address: expected ws://host:port, got none")
-    return RemotePolicy(address, **options)
+    return RemotePolicy(address, encoding, timeout, token, contract, keys)
