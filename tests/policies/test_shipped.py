@@ -66,6 +66,16 @@ def test_on_lift_it_lifts(name):
     assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
 
 
+@pytest.mark.usefixtures("needs_libero")
+def test_on_libero_it_takes_the_object_it_is_told_to():
+    """Two of the ten; figures over all of them are the README's."""
+    play = runner("env=libero_object", "policy=nano_libero_object_beast")
+    rows = [play(Job(task, episode)) for task in (2, 8) for episode in range(2)]
+    play.close()
+    assert not any(row["init_seen"] for row in rows)
+    assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
+
+
 @pytest.mark.usefixtures("needs_sim")
 def test_blindfolded_it_does_not():
     shown = ["policy=deprived", "policy.of=nano_lift_beast", "policy.without=images", "env.control=absolute"]
