@@ -93,7 +93,7 @@ def test_what_needs_no_refreshing_or_cannot_have_it_is_refused(oft, make_policy,
             Decode("bac", refresh=(0,), **other)
     with pytest.raises(ValueError, match="expected observations, got none"):
         prefix_similarity(oft, [])
-    assert Decode(refresh=(0,)).named(tmp_path).mode == "bac"
+    assert Decode(refresh=(0,)).named(tmp_path, None).mode == "bac"
     with pytest.raises(ValueError, match="with decode=auto or bac"):
         Decode("plain", refresh=(0,))
     with pytest.raises(ValueError, match="over a prefix that sees the slots"):

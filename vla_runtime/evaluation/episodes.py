@@ -324,4 +324,5 @@ def _side_by_side(images: list[Image]) -> Image:
 
 
 def _name(job: Job) -> str:
-    return f"task{job.task:02d}_episode{job.episode:03d}_latency{latency_label(job.latency)}"
+    late = f"_latency{latency_label(job.latency)}" if job.latency else ""
+    return f"task{job.task:02d}_episode{job.episode:03d}{late}"
