@@ -86,9 +86,15 @@ def read_samples(dataset: Dataset | Joined, image_size: int, state: Normalise, a
     a policy that learns them learns to expect pushes. ValueError for a state or an action that is not finite,
     and for a set without samples.
     """
-    cameras = {name: [] for name in dataset.cameras}  # type: dict[str, list[Tensor]]
+    indices = [index for index in range(len(dataset)) if dataset.foreseeable(index)]
+    if not indices:
+        raise ValueError(f"{dataset.name}: expected samples, got none")
+    # In their places at once: small images between the large ones they come from would leave a heap full of holes.
+    cameras = {
+        name: torch.empty((len(indices), image_size, image_size, 3), dtype=torch.uint8) for name in dataset.cameras
+    }
     states, chunks, episodes, instructions = [], [], [], []
-    for index in filter(dataset.foreseeable, range(len(dataset))):
+    for place, index in enumerate(indices):
         observation, chunk = dataset[index]
         for what, values in (("state", observation.state), ("action", chunk.actions)):
             if not np.isfinite(values).all():
@@ -97,15 +103,13 @@ def read_samples(dataset: Dataset | Joined, image_size: int, state: Normalise, a
                     "collect the data set again"
                 )
         for name, images in cameras.items():
-            images.append(resize(torch.from_numpy(observation.images[name])[None], image_size)[0])
+            images[place] = resize(torch.from_numpy(observation.images[name])[None], image_size)[0]
         states.append(state.forward(observation.state))
         chunks.append(action.forward(chunk.actions))
         episodes.append(dataset.episode_of(index))
         instructions.append(observation.instruction)
-    if not instructions:
-        raise ValueError(f"{dataset.name}: expected samples, got none")
     return Samples(
-        images={name: torch.stack(images) for name, images in cameras.items()},
+        images=cameras,
         states_FS=torch.from_numpy(np.stack(states)),
         chunks_FTA=torch.from_numpy(np.stack(chunks)),
         episode_F=np.array(episodes),
