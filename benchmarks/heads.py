@@ -6,7 +6,7 @@ Every head is trained on the same data, on the same frozen trunk, from the same 
 number of updates, its checkpoint chosen by held-out decoded L1, and then evaluated on the same initial
 states, none of which was seen in training. Both steps are ordinary commands of the package, so what was
 finished is not done again, and heads may be done in several calls, also side by side. Writes
-benchmarks/heads_<env>.json and the rows beside it, and prints a table.
+benchmarks/heads_<table>.json and the rows beside it, and prints a table.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vla_runtime.control.clock import SystemClock
 from vla_runtime.disk import write_json, write_text
 from vla_runtime.machine import hardware
 
@@ -27,7 +28,7 @@ HEADS = {
     "beast": ["tokenizer=bspline"],
     "discrete_diffusion": ["tokenizer=bspline"],
     "autoregressive": ["tokenizer=bspline"],
-    "diffusion": ["tokenizer=none"],
+    "diffusion": ["tokenizer=none", "head.denoising.predicts=velocity"],
     "flow": ["tokenizer=none"],
     "regression": ["tokenizer=none"],
 }
@@ -42,23 +43,28 @@ def command(name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def training_minutes(folder):
+    """All updates at the pace of the median one, validation not counted; so a run may have been killed and gone on."""
+    events = EventAccumulator(f"{folder}.curves", size_guidance={"scalars": 0})
+    events.Reload()
+    times = np.array([event.wall_time for event in events.Scalars("loss")])
+    return round(float(np.median(np.diff(times))) * len(times) / 60, 1)
+
+
 def trained(arguments, head):
     """Train a head, or go on with it; what the command said, and how long training took."""
-    folder = arguments.out / f"nano_{arguments.env}_{head}"
+    folder = arguments.out / f"nano_{arguments.table}_{head}"
     known = folder.with_name(f"{folder.name}.json")
     if known.is_file():
         return folder, json.loads(known.read_text())
     place = "resume" if folder.with_name(f"{folder.name}.training.pt").is_file() else "out"
-    clock = SystemClock()
-    began = clock.now()
     line = command(
         "finetune", f"data={arguments.data}", "control=absolute", f"head={head}", *HEADS[head], f"{place}={folder}",
         f"init.folder={arguments.trunk}", "init.parts=backbone", "freeze_trunk=true", f"steps={arguments.steps}",
         f"batch_size={arguments.batch_size}", "precision=bf16", "learning_rate=0.0005", "warmup=100", "ema=0.995",
         "validate_every=250", "save_every=250", f"features={arguments.out / 'features'}",
     )  # fmt: skip
-    # Of a run that was killed and went on, nobody knows.
-    line["training_minutes"] = round((clock.now() - began) / 60, 1) if place == "out" else None
+    line["training_minutes"] = training_minutes(folder)
     known.write_text(json.dumps(line))
     return folder, line
 
@@ -70,14 +76,16 @@ def main():
     parser.add_argument("--trunk", required=True, type=Path, help="a checkpoint trained on the same data")
     parser.add_argument("--out", required=True, type=Path, help="where checkpoints and runs go")
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
+    parser.add_argument("--table", help="what the files are called after, if not after the environment")
     parser.add_argument("--steps", type=int, default=2000, help="updates a head")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--episodes", type=int, default=100, help="per task")
     parser.add_argument("--workers", type=int, default=2, help="of the evaluation; OMP_NUM_THREADS limits training")
     arguments = parser.parse_args()
+    arguments.table = arguments.table or arguments.env
     rows = HERE / "rows"
     rows.mkdir(exist_ok=True)
-    path = HERE / f"heads_{arguments.env}.json"
+    path = HERE / f"heads_{arguments.table}.json"
     for head in arguments.heads:
         folder, line = trained(arguments, head)
         run = folder.with_name(f"{folder.name}_run")
@@ -88,7 +96,7 @@ def main():
         # By its name: where the folder lay is nobody's business.
         found = [json.loads(row) | {"policy": folder.name} for row in (run / "episodes.jsonl").read_text().splitlines()]
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in found)
-        write_text(rows / f"{arguments.env}_{head}.jsonl", text)
+        write_text(rows / f"{arguments.table}_{head}.jsonl", text)
         # Read again: another call may have added its heads.
         table = json.loads(path.read_text()) if path.is_file() else {}
         table[head] = {
@@ -106,7 +114,7 @@ def main():
         print(
             f"| {head} | {row['successes']} of {row['episodes']} | {100 * low:.1f} to {100 * high:.1f} % "
             f"| {row['l1']:.4f} | {row['latency_ms']['p50']:.1f} | {row['parameters'] / 1e6:.2f} M "
-            f"| {row['training_minutes'] or 'not measured'} |"
+            f"| {row['training_minutes']} |"
         )
 
 

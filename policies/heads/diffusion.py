@@ -1,9 +1,9 @@
 """Denoising diffusion and flow matching over the rows of a chunk, with the shared decoder as the network.
 
-Diffusion is Diffusion Policy's objective (arXiv 2303.04137): predict the noise at a random step of a
-squared-cosine schedule. Flow is rectified flow (arXiv 2209.03003): predict the velocity from noise to
-action. In both the time is one more memory token, so that the context's keys and values never change over
-the steps.
+Diffusion is Diffusion Policy's objective (arXiv 2303.04137): predict the noise at a random step of a squared-cosine
+schedule; or the velocity of the mixture (arXiv 2202.00512, section 4), which is learned in half as many updates.
+Flow is rectified flow (arXiv 2209.03003): predict the velocity from noise to action. In both the time is one more
+memory token, so that the context's keys and values never change over the steps.
 """
 
 from __future__ import annotations
@@ -60,13 +60,15 @@ class Diffusion(nn.Module):
         self.register_buffer("alphas", noise_schedule(self.denoising).alphas_cumprod, persistent=False)
 
     def loss(self, backbone: Any, batch: Batch, actions_BTA: Tensor, committed: Committed | None) -> Tensor:
-        """Mean squared error of the predicted noise over the rows that are not given."""
+        """Mean squared error of the predicted noise or velocity over the rows that are not given."""
         noise = torch.randn_like(actions_BTA)
         steps = torch.randint(self.denoising.train_steps, (len(batch),), device=actions_BTA.device)
         kept = self.get_buffer("alphas")[steps].to(actions_BTA)[:, None, None]
-        sample = kept.sqrt() * actions_BTA + (1 - kept).sqrt() * noise
+        signal, level = kept.sqrt(), (1 - kept).sqrt()
+        sample = signal * actions_BTA + level * noise
+        wanted = noise if self.denoising.predicts == "noise" else signal * noise - level * actions_BTA
         predicted = self.network(backbone, backbone.encode(batch), committed, sample, self._time(steps))
-        return weighted_mean((predicted - noise) ** 2, free_rows(actions_BTA, committed))
+        return weighted_mean((predicted - wanted) ** 2, free_rows(actions_BTA, committed))
 
     def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The sample to begin with and, for ddpm, the noise of every step."""

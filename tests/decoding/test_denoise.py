@@ -18,14 +18,15 @@ from vla_runtime.decoding.denoise import (
 SHAPE = (3, 8, 2)
 
 
-def oracle(target, alphas, error=0.0, seen=None):
-    """Answers the noise that separates a sample from `target`, with a constant error."""
+def oracle(target, alphas, error=0.0, seen=None, predicts="noise"):
+    """Answers the noise that separates a sample from `target`, or the velocity, with a constant error."""
 
     def predict(sample, timestep):
         if seen is not None:
             seen.append(float(sample.abs().max()))
         kept = alphas[timestep].to(sample)[:, None, None]
-        return (sample - kept.sqrt() * target) / (1 - kept).sqrt() + error
+        noise = (sample - kept.sqrt() * target) / (1 - kept).sqrt()
+        return (noise if predicts == "noise" else kept.sqrt() * noise - (1 - kept).sqrt() * target) + error
 
     return predict
 
@@ -34,19 +35,25 @@ def target():
     return torch.rand(SHAPE, generator=torch.Generator().manual_seed(5)) * 1.6 - 0.8
 
 
+PREDICTS = pytest.mark.parametrize("predicts", ["noise", "velocity"])
+
+
+@PREDICTS
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 20), ("ddim", 20), ("ddim", 5), ("dpm", 10)])
-def test_a_network_that_knows_the_answer_is_led_there(sampler, steps):
-    denoising = Denoising(sampler, steps, 20)
+def test_a_network_that_knows_the_answer_is_led_there(sampler, steps, predicts):
+    denoising = Denoising(sampler, steps, 20, predicts)
     noise = draw_noise(SHAPE, denoising, torch.Generator().manual_seed(1))
-    found = denoise(oracle(target(), noise_schedule(denoising).alphas_cumprod), noise, denoising)
+    knows = oracle(target(), noise_schedule(denoising).alphas_cumprod, predicts=predicts)
+    found = denoise(knows, noise, denoising)
     assert (found - target()).abs().max() < 1e-3
 
 
-def test_ddpm_steps_are_diffusers_with_the_noise_it_drew():
+@PREDICTS
+def test_ddpm_steps_are_diffusers_with_the_noise_it_drew(predicts):
     """Its scheduler draws from a generator in the same order as ours is given."""
-    denoising = Denoising("ddpm", 12, 12)
+    denoising = Denoising("ddpm", 12, 12, predicts)
     schedule = noise_schedule(denoising)
-    predict = oracle(target(), schedule.alphas_cumprod, error=0.3)
+    predict = oracle(target(), schedule.alphas_cumprod, error=0.3, predicts=predicts)
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2))
     generator, sample = torch.Generator().manual_seed(3), start
     for timestep in schedule.timesteps:
@@ -63,19 +70,26 @@ def test_steps_that_cannot_be_told_apart_are_refused():
         noise_schedule(Denoising("dpm", 20, 20))
 
 
+def test_an_answer_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match=r"predicts: expected one of \('noise', 'velocity'\), got 'score'"):
+        Denoising(predicts="score")
+
+
+@PREDICTS
 @pytest.mark.parametrize(
     ("sampler", "steps", "train_steps"),
     [("ddpm", 100, 100), ("ddpm", 7, 7), ("ddim", 100, 100), ("ddim", 10, 100), ("ddim", 1, 20), ("dpm", 10, 100),
      ("dpm", 2, 100), ("dpm", 1, 100)],
 )  # fmt: skip
-def test_precomputed_steps_are_diffusers_own(sampler, steps, train_steps):
-    denoising = Denoising(sampler, steps, train_steps)
+def test_precomputed_steps_are_diffusers_own(sampler, steps, train_steps, predicts):
+    denoising = Denoising(sampler, steps, train_steps, predicts)
     table, alphas = step_table(denoising), noise_schedule(denoising).alphas_cumprod
     assert table.timesteps == tuple(int(one) for one in noise_schedule(denoising).timesteps)
     noise = draw_noise(SHAPE, denoising, torch.Generator().manual_seed(7))
 
     def wavering(sample, timestep):
-        return oracle(target(), alphas)(sample, timestep) + 0.2 * torch.sin(3 * sample + timestep[:, None, None] / 9)
+        knows = oracle(target(), alphas, predicts=predicts)
+        return knows(sample, timestep) + 0.2 * torch.sin(3 * sample + timestep[:, None, None] / 9)
 
     plain = denoise(wavering, noise, denoising)
     exact = denoise_exact(lambda sample, k: wavering(sample, torch.full((3,), table.timesteps[k])), noise, table)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
+# What a network may answer, and diffusers' word for it. Velocity: arXiv 2202.00512, section 4.
+ANSWERS = {"noise": "epsilon", "velocity": "v_prediction"}
 Predict = Callable[[Tensor, Tensor], Tensor]
 PredictStep = Callable[[Tensor, int], Tensor]
 Step = tuple[Tensor, Tensor]
@@ -25,13 +27,18 @@ Row = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class Denoising:
-    """How to sample: which of diffusers' schedules, over `steps` of the `train_steps` the policy was trained with."""
+    """How to sample: which of diffusers' schedules, over `steps` of the `train_steps` the policy was trained with, and
+    what its network answers (`predicts`: noise or velocity).
+    """
 
     sampler: str = "ddpm"
     steps: int = 100
     train_steps: int = 100
+    predicts: str = "noise"
 
     def __post_init__(self) -> None:
+        if self.predicts not in ANSWERS:
+            raise ValueError(f"denoising.predicts: expected one of {tuple(ANSWERS)}, got {self.predicts!r}")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"decode.sampler: expected one of {SAMPLERS}, got {self.sampler!r}")
         if not 1 <= self.steps <= self.train_steps:
@@ -44,7 +51,7 @@ class Denoising:
 
 
 def noise_schedule(denoising: Denoising) -> Any:
-    """diffusers' scheduler with Diffusion Policy's settings: squared-cosine betas, noise predicted, samples cut.
+    """diffusers' scheduler with Diffusion Policy's settings: squared-cosine betas, samples cut.
 
     ValueError for more steps than the sampler can tell apart.
     """
@@ -53,7 +60,7 @@ def noise_schedule(denoising: Denoising) -> Any:
     common = {
         "num_train_timesteps": denoising.train_steps,
         "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "epsilon",
+        "prediction_type": ANSWERS[denoising.predicts],
     }
     if denoising.sampler == "ddpm":
         schedule = kinds.DDPMScheduler(variance_type="fixed_small", clip_sample=True, **common)
@@ -83,7 +90,7 @@ def draw_noise(shape: tuple[int, ...], denoising: Denoising, generator: torch.Ge
 
 
 def denoise(predict: Predict, noise: dict[str, Tensor], denoising: Denoising) -> Tensor:
-    """From noise to a sample. predict(sample, timestep int64 [B]) answers the noise in the sample."""
+    """From noise to a sample. predict(sample, timestep int64 [B]) answers what `predicts` says."""
     schedule = noise_schedule(denoising)
     sample = noise["start"]
     for index, timestep in enumerate(schedule.timesteps):
@@ -152,7 +159,7 @@ def denoise_exact(
     first: int = 0,
     touch: Callable[[Tensor, int], Tensor] = lambda sample, k: sample,
 ) -> Tensor:
-    """As `denoise`, with the table. predict(sample, k) answers the noise in the sample at the k-th step.
+    """As `denoise`, with the table. predict(sample, k) answers for the sample of the k-th step.
 
     warm: a guess of the clean sample to begin with instead of noise alone, noised as step `first` expects it. touch:
     what the k-th step is given instead of the sample.
@@ -175,7 +182,7 @@ def _ddpm_rows(schedule: Any, steps: list[int]) -> list[Row]:
         step = now / before
         noise = math.sqrt(max((1 - before) / (1 - now) * (1 - step), 1e-20)) if t else 0.0
         clean, sample = math.sqrt(before) * (1 - step) / (1 - now), math.sqrt(step) * (1 - before) / (1 - now)
-        rows.append((*_guess(now), sample, clean, 0.0, 0.0, noise, *_mixed(now)))
+        rows.append((*_clean_shares(schedule, now), sample, clean, 0.0, 0.0, noise, *_mixed(now)))
     return rows
 
 
@@ -185,7 +192,11 @@ def _ddim_rows(schedule: Any, steps: list[int]) -> list[Row]:
     rows: list[Row] = []
     for t in steps:
         before = kept[t - stride] if t >= stride else 1.0
-        rows.append((*_guess(kept[t]), 0.0, math.sqrt(before), 0.0, math.sqrt(1 - before), 0.0, *_mixed(kept[t])))
+        left = math.sqrt(1 - before)
+        sample, answer = (left * share for share in _noise_shares(schedule, kept[t]))
+        rows.append(
+            (*_clean_shares(schedule, kept[t]), sample, math.sqrt(before), 0.0, answer, 0.0, *_mixed(kept[t]))
+        )
     return rows
 
 
@@ -203,7 +214,7 @@ def _dpm_rows(schedule: Any, steps: list[int]) -> list[Row]:
             ratio = (logs[k] - logs[k - 1]) / (logs[k + 1] - logs[k])
             clean, before = grown * (1 + 0.5 / ratio), -grown * 0.5 / ratio
         mixed = alphas[k], levels[k] * alphas[k]
-        rows.append((1 / alphas[k], -levels[k], kept, clean, before, 0.0, 0.0, *mixed))
+        rows.append((*_clean_shares(schedule, alphas[k] ** 2), kept, clean, before, 0.0, 0.0, *mixed))
     return rows
 
 
@@ -211,8 +222,20 @@ def _mixed(kept: float) -> tuple[float, float]:
     return math.sqrt(kept), math.sqrt(1 - kept)
 
 
-def _guess(kept: float) -> tuple[float, float]:
-    return 1 / math.sqrt(kept), -math.sqrt(1 - kept) / math.sqrt(kept)
+def _velocity(schedule: Any) -> bool:
+    return bool(schedule.config.prediction_type == ANSWERS["velocity"])
+
+
+def _clean_shares(schedule: Any, kept: float) -> tuple[float, float]:
+    """How much of the sample and of the network's answer the guess of the clean sample is."""
+    signal, level = _mixed(kept)
+    return (signal, -level) if _velocity(schedule) else (1 / signal, -level / signal)
+
+
+def _noise_shares(schedule: Any, kept: float) -> tuple[float, float]:
+    """How much of the sample and of the network's answer the guess of the noise is."""
+    signal, level = _mixed(kept)
+    return (level, signal) if _velocity(schedule) else (0.0, 1.0)
 
 
 def flow(predict: Predict, start: Tensor, steps: int) -> Tensor:
@@ -249,7 +272,10 @@ def _ddpm_mean(schedule: Any, answer: Tensor, timestep: Tensor, sample: Tensor) 
         schedule.alphas_cumprod[before].to(sample) if before >= 0 else torch.ones((), device=sample.device)
     )
     alpha = alpha_bar / alpha_bar_before
-    clean = ((sample - (1 - alpha_bar).sqrt() * answer) / alpha_bar.sqrt()).clamp(-1, 1)
+    if _velocity(schedule):
+        clean = (alpha_bar.sqrt() * sample - (1 - alpha_bar).sqrt() * answer).clamp(-1, 1)
+    else:
+        clean = ((sample - (1 - alpha_bar).sqrt() * answer) / alpha_bar.sqrt()).clamp(-1, 1)
     keep = alpha.sqrt() * (1 - alpha_bar_before) / (1 - alpha_bar)
     mean: Tensor = alpha_bar_before.sqrt() * (1 - alpha) / (1 - alpha_bar) * clean + keep * sample
     return mean
