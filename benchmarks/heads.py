@@ -15,6 +15,9 @@ import argparse
 import json
 import subprocess
 import sys
+import threading
+from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,53 @@ def trained(arguments, head):
     return folder, line
 
 
+def evaluated(arguments, folder):
+    """The summary and the rows of a head's episodes.
+
+    With --batch questions of several episodes are answered in one pass, by a server of its own (answers equal to 1e-5);
+    how long one takes alone is then told by a few episodes without it.
+    """
+    run = folder.with_name(f"{folder.name}_run")
+    common = (f"env={arguments.env}", "env.control=absolute", "video=none")
+
+    def rows_of(run):
+        # By its name: where the folder lay is nobody's business.
+        return [json.loads(row) | {"policy": folder.name} for row in (run / "episodes.jsonl").read_text().splitlines()]
+
+    if arguments.batch == 1:
+        said = command(
+            "rollout", *common, f"policy={folder}", f"out={run}", f"episodes={arguments.episodes}",
+            f"workers={arguments.workers}",
+        )  # fmt: skip
+        return said, rows_of(run)
+    together = folder.with_name(f"{folder.name}_run_together")
+    with server(folder, arguments.batch) as address:
+        said = command(
+            "rollout", *common, "policy=remote", f"policy.address={address}", "policy.timeout=120", f"out={together}",
+            f"episodes={arguments.episodes}", f"workers={arguments.batch}",
+        )  # fmt: skip
+    alone = command("rollout", *common, f"policy={folder}", f"out={run}_alone", "episodes=1")
+    return said | {"latency_ms": alone["latency_ms"]}, rows_of(together)
+
+
+@contextmanager
+def server(folder, batch):
+    """A server for a policy while the block runs; its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "vla_runtime.serve", f"policy={folder}", "port=0", f"batch={batch}"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        try:
+            said = next((line for line in process.stderr if " at ws://" in line), None)
+            if said is None:
+                sys.exit(f"serve {folder}: expected an address, got none")
+            # Nobody reads further: a full pipe would stop it.
+            threading.Thread(target=lambda: deque(process.stderr, 0), daemon=True).start()
+            yield said.split()[-1]
+        finally:
+            process.terminate()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--env", required=True, help="lift, can, libero_object")
@@ -80,6 +130,9 @@ def main():
     parser.add_argument("--steps", type=int, default=2000, help="updates a head")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--episodes", type=int, default=100, help="per task")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="episodes at once whose questions are answered in one pass"
+    )
     parser.add_argument("--workers", type=int, default=2, help="of the evaluation; OMP_NUM_THREADS limits training")
     arguments = parser.parse_args()
     arguments.table = arguments.table or arguments.env
@@ -88,13 +141,7 @@ def main():
     path = HERE / f"heads_{arguments.table}.json"
     for head in arguments.heads:
         folder, line = trained(arguments, head)
-        run = folder.with_name(f"{folder.name}_run")
-        said = command(
-            "rollout", f"env={arguments.env}", "env.control=absolute", f"policy={folder}", f"out={run}", "video=none",
-            f"episodes={arguments.episodes}", f"workers={arguments.workers}",
-        )  # fmt: skip
-        # By its name: where the folder lay is nobody's business.
-        found = [json.loads(row) | {"policy": folder.name} for row in (run / "episodes.jsonl").read_text().splitlines()]
+        said, found = evaluated(arguments, folder)
         text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in found)
         write_text(rows / f"{arguments.table}_{head}.jsonl", text)
         # Read again: another call may have added its heads.

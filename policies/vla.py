@@ -19,6 +19,7 @@ from policies.batch import Batch, Committed
 from policies.decoders import Before, CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.together import Together, can_answer_together
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.guidance import Guide, soft_weights
@@ -110,6 +111,13 @@ class VLAPolicy:
 
     def close(self) -> None: ...
 
+    def together(self) -> Together:
+        """What answers several sessions in one pass. ValueError for a way to decode that cannot."""
+        reason = can_answer_together(dict(self._spec.decode))
+        if reason is not None:
+            raise ValueError(f"batch: expected a policy whose chunks stand for themselves, got {reason}; take batch=1")
+        return Together(self)
+
     def batch(self, observations: Sequence[Observation]) -> Batch:
         """B observations as tensors. SpecMismatch for one that is not what the spec says."""
         for observation in observations:
@@ -190,7 +198,7 @@ class VLASession:
         observation = observations[-1]
         if isinstance(self._decode, MaskedDecoder):
             self._decode.begin()
-        noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
+        noise = self.noise()
         context = policy.backbone.encode(policy.batch([observation]))
         given = policy.committed(committed)
         facts: dict[str, float] = {}
@@ -210,6 +218,11 @@ class VLASession:
         facts |= self._decode.facts
         chunk: ActionChunk = policy.chunk(unit[0], observation.time, committed, facts)
         return chunk
+
+    def noise(self) -> dict[str, Tensor]:
+        """The noise of the next chunk."""
+        policy: Any = self._policy
+        return {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
 
     def forget(self) -> None:
         """Motion begins anew: no chunk is drawn to, or begun with, one of before."""

@@ -30,7 +30,11 @@ class Session(Protocol):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Something that predicts. Weights live here, per-episode state in the Session."""
+    """Something that predicts. Weights live here, per-episode state in the Session.
+
+    One that answers several sessions in one pass also has `together()`, which gives (sessions, newest observations,
+    committed rows or None) -> chunks, equal up to rounding to what each session would say alone.
+    """
 
     @property
     def spec(self) -> PolicySpec: ...

@@ -60,7 +60,7 @@ async def _until_told(
         address["address"] = f"{'ws' if tls is None else 'wss'}://{config['host']}:{port}"
         _log.info("serving %s at %s", policy.spec.name, address["address"])
 
-    server = PolicyServer(policy, access, keys, config["seed"])
+    server = PolicyServer(policy, access, keys, config["seed"], batch=config["batch"])
     await server.serve(config["host"], config["port"], stop, ready, tls)
 
 

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -33,17 +35,17 @@ NAMES = {"overhead": "observation/image", "hand": "observation/wrist_image"}
 class Served:
     """A server in a thread of its own; `stop()` lets it finish."""
 
-    def __init__(self, policy, access=None, keys=None):
+    def __init__(self, policy, access=None, keys=None, batch=1):
         self._loop, self._stop, self._up = None, None, threading.Event()
         self.port = 0
-        self._thread = threading.Thread(target=self._run, args=(policy, access, keys), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(policy, access, keys, batch), daemon=True)
         self._thread.start()
         assert self._up.wait(10)
 
-    def _run(self, policy, access, keys):
+    def _run(self, policy, access, keys, batch):
         async def main():
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            await PolicyServer(policy, access, keys).serve("127.0.0.1", 0, self._stop, self._ready)
+            await PolicyServer(policy, access, keys, batch=batch).serve("127.0.0.1", 0, self._stop, self._ready)
 
         asyncio.run(main())
 
@@ -62,8 +64,8 @@ class Served:
 
 
 @contextmanager
-def serving(policy=None, access=None, keys=None):
-    server = Served(policy or Policy(Recording()), access, keys)
+def serving(policy=None, access=None, keys=None, batch=1):
+    server = Served(policy or Policy(Recording()), access, keys, batch)
     try:
         yield server
     finally:
@@ -152,6 +154,59 @@ def test_many_clients_get_what_they_would_get_alone(env, seen):
     alone = [here.predict([seen]).actions for _ in range(10)]
     assert len(answers) == 8
     assert all(np.array_equal(found, alone) for found in answers.values())
+
+
+class Waiting(Policy):
+    """Answers in one pass those who wait; waits itself, so that there are some. Refuses 13 in a pass."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.passes = []
+
+    def together(self):
+        def answer(sessions, newest, committed):
+            if any(one.state[0] == 13 for one in newest):
+                raise ValueError("13")
+            self.passes.append(len(sessions))
+            time.sleep(0.05)  # noqa: TID251
+            return [session.predict([one]) for session, one in zip(sessions, newest, strict=True)]
+
+        return answer
+
+
+def test_questions_that_wait_are_answered_in_one_pass_and_a_wrong_one_spoils_none(env, seen):
+    policy = Waiting(env)
+    with serving(policy, batch=3) as server:
+        remotes = [RemotePolicy(server.address) for _ in range(6)]
+        sessions = [remote.begin(index) for index, remote in enumerate(remotes)]
+        for session in sessions:
+            session.predict([seen])
+        policy.passes.clear()
+
+        def ask(index):
+            state = seen.state.copy()
+            state[0] = 13 if index == 5 else index
+            return sessions[index].predict([replace(seen, state=state)]).actions
+
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(ask, range(6)))
+        for index, actions in enumerate(found):
+            alone = policy.begin(index)
+            alone.predict([seen])
+            state = seen.state.copy()
+            state[0] = 13 if index == 5 else index
+            assert np.array_equal(actions, alone.predict([replace(seen, state=state)]).actions)
+        assert max(policy.passes) > 1
+        assert max(policy.passes) <= 3
+        for remote in remotes:
+            remote.close()
+
+
+def test_a_batch_needs_a_policy_that_can(env):
+    with pytest.raises(ValueError, match="batch: expected a policy that answers several sessions in one pass"):
+        PolicyServer(Policy(env), batch=2)
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+        PolicyServer(Policy(env), batch=0)
 
 
 def test_openpis_words_are_understood(env, seen):

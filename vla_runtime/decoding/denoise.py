@@ -194,9 +194,7 @@ def _ddim_rows(schedule: Any, steps: list[int]) -> list[Row]:
         before = kept[t - stride] if t >= stride else 1.0
         left = math.sqrt(1 - before)
         sample, answer = (left * share for share in _noise_shares(schedule, kept[t]))
-        rows.append(
-            (*_clean_shares(schedule, kept[t]), sample, math.sqrt(before), 0.0, answer, 0.0, *_mixed(kept[t]))
-        )
+        rows.append((*_clean_shares(schedule, kept[t]), sample, math.sqrt(before), 0.0, answer, 0.0, *_mixed(kept[t])))
     return rows
 
 

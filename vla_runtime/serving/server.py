@@ -1,8 +1,9 @@
 """A policy behind a websocket, for our own clients and for openpi's.
 
 The thread that talks never thinks: sessions live in a pool of one thread, so that N clients share the weights and get
-the answers they would get alone. A client that sends nonsense gets a text frame and stays connected; one that is silent
-for too long, too large or not allowed in is turned away. It knows the Policy protocol and no policy.
+the answers they would get alone; where a batch is allowed, questions that wait are answered in one pass. A client that
+sends nonsense gets a text frame and stays connected; one that is silent for too long, too large or not allowed in is
+turned away. It knows the Policy protocol and no policy.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.messages import chunk_document, read_observation
 from vla_runtime.serving.protocol import OURS, VERSION, Keys, check_kind, metadata, read_openpi
-from vla_runtime.types import ActionChunk
+from vla_runtime.types import ActionChunk, Float, Observation
 from vla_runtime.wire import pack, unpack
 
 _KINDS = ("begin", "predict")
@@ -78,12 +79,30 @@ class _Metrics:
 
 
 class PolicyServer:
-    """Serves `policy` until told to stop. seed: of the sessions that answer openpi clients, a fresh one a request."""
+    """Serves `policy` until told to stop. seed: of the sessions that answer openpi clients, a fresh one a request.
+
+    batch: questions that may be answered in one pass; answers are then equal to 1e-5. ValueError for more than one
+    where the policy cannot.
+    """
 
     def __init__(
         self, policy: Policy, access: Access | None = None, keys: Keys | None = None, seed: int = 0,
-        clock: Clock | None = None,
+        clock: Clock | None = None, batch: int = 1,
     ):  # fmt: skip
+        if batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {batch}")
+        self._together: Any = None
+        if batch > 1:
+            together = getattr(policy, "together", None)
+            if together is None:
+                raise ValueError(
+                    f"batch: expected a policy that answers several sessions in one pass, got {policy.spec.name}; "
+                    "take batch=1"
+                )
+            self._together = together()
+        self._batch = batch
+        self._asked: list[_Asked] = []
+        self._answering: asyncio.Task[None] | None = None
         self._policy, self._access, self._seed = policy, access or Access(), seed
         self._keys = keys or Keys.of(policy.spec)
         self._clock = clock or SystemClock()
@@ -192,6 +211,53 @@ class PolicyServer:
         self._metrics.infer.observe(seconds)
         return found, seconds
 
+    async def predict(
+        self, session: Callable[[], Session], seen: list[Observation], committed: Float | None, deadline: float | None
+    ) -> tuple[ActionChunk, float]:
+        """A session's chunk and the seconds it took, alone or with those that wait, too."""
+        asked = _Asked(session, seen, committed, deadline, asyncio.get_running_loop().create_future())
+        if self._together is None:
+            found: tuple[ActionChunk, float] = await self.think(asked.alone)
+            return found
+        self._asked.append(asked)
+        if self._answering is None:
+            self._answering = asyncio.create_task(self._answer())
+        answer: tuple[ActionChunk, float] = await asked.answer
+        return answer
+
+    async def _answer(self) -> None:
+        """Answer all that wait, as many at a time as are allowed."""
+        while self._asked:
+            some, self._asked = self._asked[: self._batch], self._asked[self._batch :]
+            for one, found in zip(some, await self._answers(some), strict=True):
+                # Whoever has gone meanwhile needs none.
+                if not one.answer.done():
+                    one.answer.set_exception(found) if isinstance(found, Exception) else one.answer.set_result(found)
+        self._answering = None
+
+    async def _answers(self, some: list[_Asked]) -> list[Any]:
+        if len(some) > 1:
+            try:
+                chunks, seconds = await self.think(self._in_one_pass, some)
+                return [(chunk, seconds) for chunk in chunks]
+            except Exception as error:
+                # Somebody's question is wrong: each is asked alone, so that it spoils nobody's answer.
+                _log.info("%d questions are answered one by one: %s", len(some), error)
+        answers: list[Any] = []
+        for one in some:
+            try:
+                answers.append(await self.think(one.alone))
+            except Exception as error:
+                answers.append(error)
+        return answers
+
+    def _in_one_pass(self, some: list[_Asked]) -> list[ActionChunk]:
+        for one in some:
+            one.begin()
+        sessions, newest = [one.begun for one in some], [one.seen[-1] for one in some]
+        found: list[ActionChunk] = self._together(sessions, newest, [one.committed for one in some])
+        return found
+
     @property
     def policy(self) -> Policy:
         return self._policy
@@ -205,6 +271,27 @@ class PolicyServer:
 
     def since(self, began: float) -> float:
         return self._clock.now() - began
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A question that waits. session: makes or gives the session that is asked."""
+
+    session: Callable[[], Session]
+    seen: list[Observation]
+    committed: Float | None
+    deadline: float | None
+    answer: asyncio.Future[tuple[ActionChunk, float]]
+    begun: Session | None = None
+
+    def begin(self) -> Session:
+        """The session; made once, in the policy's thread."""
+        self.begun = self.begun or self.session()
+        return self.begun
+
+    def alone(self) -> ActionChunk:
+        """Its own answer."""
+        return self.begin().predict(self.seen, self.committed, self.deadline)
 
 
 class _Client:
@@ -230,7 +317,8 @@ class _Client:
         return await self._predict(message, began)
 
     async def _predict(self, message: Mapping[str, Any], began: float) -> bytes:
-        if self._session is None:
+        session = self._session
+        if session is None:
             raise ValueError("predict: expected a session, got none; send begin first")
         seen = message.get("observations")
         if not isinstance(seen, list) or not seen:
@@ -239,17 +327,13 @@ class _Client:
         committed, deadline = message.get("committed"), message.get("deadline")
         if committed is not None and not isinstance(committed, np.ndarray):
             raise ValueError(f"predict: expected committed rows as an array, got {type(committed).__name__}")
-        chunk, seconds = await self._server.think(self._session.predict, observations, committed, deadline)
+        chunk, seconds = await self._server.predict(lambda: session, observations, committed, deadline)
         answer = {OURS: VERSION, "kind": "chunk", "chunk": chunk_document(chunk)}
         return pack({**answer, "server_timing": self._timing(seconds, began)})
 
     async def _openpi(self, message: Mapping[str, Any], began: float) -> bytes:
         observation = self._server.read_openpi(message, 0.0)
-
-        def predict() -> ActionChunk:
-            return self._server.fresh().predict([observation])
-
-        chunk, seconds = await self._server.think(predict)
+        chunk, seconds = await self._server.predict(self._server.fresh, [observation], None, None)
         facts = {name: float(value) for name, value in chunk.facts.items()}
         # Every array with the rows first: chunk brokers cut all of them alike.
         return pack({"actions": chunk.actions, "facts": facts, "server_timing": self._timing(seconds, began)})

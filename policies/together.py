@@ -1,0 +1,66 @@
+"""Questions of several sessions answered in one pass: the answers they would get alone, up to rounding, in less time.
+
+A session's noise stays its own. It knows neither sockets nor whose sessions they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from policies.batch import Committed
+from vla_runtime.types import ActionChunk, Float, Observation
+
+if TYPE_CHECKING:
+    from policies.vla import VLAPolicy, VLASession
+
+# Of what a policy says of its decoding: ways that keep something between the chunks of a session, or that end when
+# every sample of a batch has.
+_ALONE = frozenset({"warm_start", "graphs", "refresh", "confident", "deadline", "guide", "calibration"})
+
+
+def can_answer_together(decode: dict[str, Any]) -> str | None:
+    """Why a policy that decodes so cannot answer several sessions in one pass; None where it can."""
+    found = sorted(_ALONE & set(decode))
+    return f"decode.{found[0]}, which sessions use one by one" if found else None
+
+
+class Together:
+    """One pass over the questions of several sessions of one policy."""
+
+    def __init__(self, policy: VLAPolicy):
+        self._policy: Any = policy
+        self._decode = policy.decoder()
+        one, two = (policy.head.draw(count, torch.Generator()) for count in (1, 2))
+        # Along which dimension the noise of several samples lies.
+        self._along = {
+            name: next(axis for axis, size in enumerate(one[name].shape) if size != two[name].shape[axis])
+            for name in one
+        }
+
+    @torch.no_grad()
+    def __call__(
+        self, sessions: Sequence[VLASession], seen: Sequence[Observation], committed: Sequence[Float | None]
+    ) -> list[ActionChunk]:
+        """A chunk for each. SpecMismatch, before any noise is drawn, for an observation or rows that are wrong."""
+        policy = self._policy
+        batch, given = policy.batch(seen), self._given(committed)
+        drawn = [session.noise() for session in sessions]
+        noise = {name: torch.cat([one[name] for one in drawn], axis) for name, axis in self._along.items()}
+        unit = self._decode(policy.backbone.encode(batch), given, noise, len(sessions))
+        facts = {"together": float(len(sessions))}
+        return [
+            policy.chunk(unit[index], observation.time, rows, facts)
+            for index, (observation, rows) in enumerate(zip(seen, committed, strict=True))
+        ]
+
+    def _given(self, committed: Sequence[Float | None]) -> Committed | None:
+        each = [self._policy.committed(rows) for rows in committed]
+        known = next((one for one in each if one is not None), None)
+        if known is None:
+            return None
+        none = Committed(torch.zeros_like(known.rows_BPA), torch.zeros_like(known.counts_B))
+        parts = [none if one is None else one for one in each]
+        return Committed(torch.cat([one.rows_BPA for one in parts]), torch.cat([one.counts_B for one in parts]))
