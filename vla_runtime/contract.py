@@ -1,8 +1,8 @@
 """The contract, version 1: the document an environment, a data set, a checkpoint and a robot must agree on.
 
-It names cameras, state and action groups with their units, frames and conventions, the control rate,
-the horizon, where the instruction comes from and which statistics normalise the values. It knows nothing
-of who carries it.
+It names cameras, state and action groups with their units, frames and conventions, the control rate, the horizon,
+where the instruction comes from and which statistics normalise the values; a robot's also on which topics it speaks.
+It knows nothing of who carries it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from vla_runtime.robot_side import RobotSide
 from vla_runtime.types import ActionSpec, CameraSpec, EnvSpec, Group, PolicySpec, SpecMismatch, StateSpec
 
 VERSION = 1
@@ -20,7 +24,9 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contract:
-    """What both sides must mean by the same numbers. None in horizon or statistics: this side has none to state."""
+    """What both sides must mean by the same numbers. None in horizon, statistics or robot: this side has none to
+    state.
+    """
 
     cameras: tuple[CameraSpec, ...]
     state: StateSpec
@@ -29,6 +35,11 @@ class Contract:
     horizon: int | None = None
     instruction: str = "text"
     statistics: str | None = None
+    robot: RobotSide | None = None
+
+    def __post_init__(self) -> None:
+        if self.robot is not None:
+            self.robot.require(self.cameras, self.state, self.action)
 
     @classmethod
     def of(cls, spec: EnvSpec | PolicySpec) -> Contract:
@@ -53,23 +64,41 @@ class Contract:
             "horizon": self.horizon,
             "instruction": self.instruction,
             "statistics": self.statistics,
+            **({} if self.robot is None else {"robot": self.robot.document()}),
         }
 
     @classmethod
+    def load(cls, path: str | Path) -> Contract:
+        """A contract from a YAML file. SpecMismatch, naming the file, for one that is none."""
+        try:
+            document = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise SpecMismatch(f"contract: expected a YAML file, got {path}: {error}") from error
+        if not isinstance(document, Mapping):
+            raise SpecMismatch(f"contract: expected a map in {path}, got {type(document).__name__}")
+        try:
+            return cls.read(document)
+        except SpecMismatch as error:
+            raise SpecMismatch(f"{path}: {error}") from error
+
+    @classmethod
     def read(cls, document: Mapping[str, Any]) -> Contract:
-        """A contract from its document; SpecMismatch for another version, a missing or an unknown key."""
+        """A contract from its document; SpecMismatch for another version, a missing or an unknown key. `robot` may be
+        missing.
+        """
         if document.get("version") != VERSION:
             raise SpecMismatch(
                 f"contract: expected version {VERSION}, got {document.get('version')!r}; "
                 "write it again with this version of vla_runtime"
             )
         expected = {"version", *(field.name for field in fields(cls))}
-        if expected != set(document):
+        if expected != {*document, "robot"}:
             raise SpecMismatch(f"contract: expected the keys {sorted(expected)}, got {sorted(document)}")
         return cls(
             cameras=tuple(_read(CameraSpec, camera) for camera in document["cameras"]),
             state=StateSpec(tuple(_read(Group, group) for group in document["state"])),
             action=ActionSpec(tuple(_read(Group, group) for group in document["action"])),
+            robot=None if document.get("robot") is None else RobotSide.read(document["robot"]),
             **{key: document[key] for key in ("rate_hz", "horizon", "instruction", "statistics")},
         )
 
@@ -82,7 +111,8 @@ class Contract:
 def differences(have: Contract, want: Contract) -> list[str]:
     """Every way in which `have` (an environment, a robot) fails what `want` (a policy, a data set) needs.
 
-    Cameras that `want` does not use may be there. Horizon and statistics count only where both state one.
+    Cameras that `want` does not use may be there. Horizon, statistics and
+    the robot's side count only where both state one.
     """
     found = []
     cameras = {camera.name: camera for camera in have.cameras}
@@ -101,6 +131,8 @@ def differences(have: Contract, want: Contract) -> list[str]:
         a, b = getattr(have, key), getattr(want, key)
         if a is not None and b is not None and a != b:
             found.append(f"{key}: expected {b!r}, got {a!r}")
+    if have.robot is not None and want.robot is not None:
+        found += _document_differences("robot", have.robot.document(), want.robot.document())
     return found
 
 
@@ -113,6 +145,15 @@ def require_match(have: Contract, want: Contract, have_name: str, want_name: str
             f"{have_name} does not fulfil the contract of {want_name}, {len(found)} differences "
             f"(expected: {want_name}, got: {have_name}):\n  {lines}"
         )
+
+
+def _document_differences(what: str, have: Any, want: Any) -> list[str]:
+    if isinstance(have, Mapping) and isinstance(want, Mapping):
+        found = []
+        for key in [*want, *(key for key in have if key not in want)]:
+            found += _document_differences(f"{what}.{key}", have.get(key), want.get(key))
+        return found
+    return [] if have == want else [f"{what}: expected {want!r}, got {have!r}"]
 
 
 def _group_differences(what: str, have: tuple[Group, ...], want: tuple[Group, ...]) -> list[str]:

@@ -11,11 +11,9 @@ import logging
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
@@ -204,10 +202,7 @@ def _stock_spec(address: str, contract: Mapping[str, Any] | str | None) -> Polic
             f"policy.contract: expected what {address} serves, which states no contract of its own, got none; give a "
             "YAML file with one (horizon included)"
         )
-    if isinstance(contract, str):
-        contract = yaml.safe_load(Path(contract).read_text())
-    assert isinstance(contract, Mapping)
-    found = Contract.read(contract)
+    found = Contract.load(contract) if isinstance(contract, str) else Contract.read(contract)
     if found.horizon is None:
         raise SpecMismatch("policy.contract: expected a horizon, got none")
     return PolicySpec(

@@ -1,0 +1,248 @@
+"""Robot, bridge and policy on both sides of a transport, in real time: what arrives, what stops, what is refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import yaml
+from air import Air
+from robots import Aiming, reach_robot, share
+
+from envs.reach import Reach
+from vla_runtime.bridge import RobotClock, bridge
+from vla_runtime.compose import BadArguments, load
+from vla_runtime.control.clock import SystemClock
+from vla_runtime.control.recorder import Recording
+from vla_runtime.robot_side import Topic
+from vla_runtime.ros.messages import empty, flag, read_trajectory, text, trajectory
+from vla_runtime.ros.robot import GATED
+from vla_runtime.ros.simulated import SimulatedRobot
+from vla_runtime.types import SpecMismatch
+
+COMMANDS = "/arm/command/gated"
+
+
+class Stage:
+    """A simulated reach arm that plays in a thread, and the bridge's command in this one."""
+
+    def __init__(self, tmp_path, episodes=1, max_steps=60, **side):
+        self.air, self.env = Air(), Reach(control="absolute", size=16, max_steps=max_steps)
+        self.contract = reach_robot(**side)
+        self.robot = SimulatedRobot(
+            self.env, self.contract, self.air.transport(), SystemClock(), RobotClock(), pause=0.2
+        )
+        self.policy, self.outcomes, self.problem = Aiming(self.env, speed=0.8), [], None
+        self.path, self.out = tmp_path / "robot.yaml", tmp_path / "out"
+        self.path.write_text(yaml.safe_dump(json.loads(json.dumps(self.contract.document()))))
+        self._episodes = episodes
+        self._thread = threading.Thread(target=self._play, daemon=True)
+
+    def _play(self):
+        try:
+            for episode in range(self._episodes):
+                self.outcomes.append(self.robot.play(0, 0, episode, 5.0)[0])
+        except Exception as error:
+            self.problem = error
+
+    @contextmanager
+    def playing(self):
+        self._thread.start()
+        yield self
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def bridge(self, *options, arm=True):
+        share(transport=self.air.transport(), policy=self.policy)
+        config = load("bridge", [f"contract={self.path}", f"out={self.out}", f"arm={str(arm).lower()}", *options])
+        config["transport"] = {"_target_": "robots.shared_transport"}
+        config["policy"] = {"_target_": "robots.shared_policy", "seed": None}
+        config["instruction"] = "touch the disc"
+        return bridge(config)
+
+    def tell(self, topic, kind, message):
+        self.air.say(Topic(topic, f"std_msgs/msg/{kind}"), message)
+
+    def when(self, commands, *calls):
+        """Once so many commands were sent, call, a little apart, in a thread of its own."""
+
+        def run():
+            while len(self.commands()) < commands:
+                time.sleep(0.01)  # noqa: TID251
+            for call in calls:
+                call()
+                time.sleep(0.4)  # noqa: TID251
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def said(self):
+        return [json.loads(one.data) for one in self.air.messages("/vla/status", "std_msgs/msg/String")]
+
+    def commands(self):
+        return [read_trajectory(one) for one in self.air.messages(COMMANDS, GATED)]
+
+
+def test_episodes_over_a_transport_end_as_they_should(tmp_path):
+    with Stage(tmp_path, episodes=2).playing() as stage:
+        line, code = stage.bridge("episodes=2")
+    assert code == 0
+    assert [one.success for one in stage.outcomes] == [True, True], stage.problem
+    assert (line["episodes"], line["successes"], line["faults"]) == (2, 2, {})
+    assert not stage.robot.refused
+    assert {one.instruction for one in stage.policy.seen} == {"touch the disc"}
+    # What was decided is what was sent, number by number.
+    recorded = [tick for path in sorted(stage.out.glob("recordings/*")) for tick in Recording(path).ticks]
+    numbers = [int(frame.partition(":")[2]) for _, _, frame in stage.commands()]
+    assert numbers == list(range(len(recorded)))
+    sent = np.array([[values["j1"], values["j2"]] for values, _, _ in stage.commands()])
+    assert np.allclose(sent, [tick["command"] for tick in recorded], atol=1e-6)
+    assert json.loads((stage.out / "summary.json").read_text())["ticks"] == line["ticks"]
+
+
+def test_nothing_moves_before_somebody_arms_it(tmp_path):
+    with Stage(tmp_path, max_steps=80).playing() as stage:
+        stage.when(10, lambda: stage.tell("/vla/reset", "Empty", empty()))
+        line, _ = stage.bridge(arm=False)
+    assert stage.outcomes[0].success, stage.problem
+    assert [what for what, _ in line["events"]] == ["stopped", "reset"]
+    first = stage.air.messages("/joint_states", "sensor_msgs/msg/JointState")[0].position[:2]
+    unarmed = [values for values, _, _ in stage.commands()][:8]
+    assert all(abs(one["j1"] - first[0]) < 1e-6 and abs(one["j2"] - first[1]) < 1e-6 for one in unarmed)
+
+
+def test_a_stop_stops_until_it_is_reset(tmp_path):
+    with Stage(tmp_path, max_steps=80).playing() as stage:
+        stage.when(
+            4,
+            lambda: stage.tell("/vla/stop", "Empty", empty()),
+            lambda: stage.tell("/vla/reset", "Empty", empty()),
+        )
+        line, _ = stage.bridge()
+    assert stage.outcomes[0].success, stage.problem
+    assert [what for what, _ in line["events"]] == ["stopped", "reset"]
+    places = [(values["j1"], values["j2"]) for values, _, _ in stage.commands()]
+    same = [a == b for a, b in pairwise(places)]
+    assert sum(same) >= 3, "it stood meanwhile"
+
+
+def test_a_human_takes_over_and_gives_back(tmp_path):
+    with Stage(tmp_path, max_steps=80).playing() as stage:
+        stage.when(
+            4,
+            lambda: stage.tell("/vla/takeover", "Bool", flag(True)),
+            lambda: stage.tell("/vla/takeover", "Bool", flag(False)),
+        )
+        line, _ = stage.bridge()
+    assert stage.outcomes[0].success, stage.problem
+    assert [what for what, _ in line["events"]] == ["taken over", "given back"]
+
+
+def test_cameras_that_fall_silent_stop_it(tmp_path):
+    stage = Stage(tmp_path, max_steps=40)
+    say = stage.robot._publish
+
+    def deaf(stream, message):
+        if stream.topic != "/cameras/hand" or len(stage.policy.seen) < 2:
+            say(stream, message)
+
+    stage.robot._publish = deaf
+    with stage.playing():
+        line, _ = stage.bridge()
+    assert not stage.outcomes[0].success
+    assert line["events"][0][0] == "stopped"
+    assert "hand" in line["events"][0][1] or "observation" in line["events"][0][1]
+
+
+def test_a_line_that_is_cut_leaves_the_robot_standing(tmp_path):
+    stage = Stage(tmp_path, max_steps=60)
+
+    def cut():
+        stage.air.cut = True
+
+    def mend():
+        stage.air.cut = False
+
+    with stage.playing():
+        stage.when(4, cut, mend)
+        line, _ = stage.bridge("safety.observation=3.0")
+    assert line["faults"]["commands that could not be sent"] > 2
+    assert stage.robot.faults["periods without a fresh command"] > 2
+    # What could not be sent was not kept for later.
+    numbers = [int(frame.partition(":")[2]) for _, _, frame in stage.commands()]
+    assert numbers != list(range(len(numbers)))
+    assert sorted(set(numbers)) == numbers
+
+
+def test_instructions_can_change(tmp_path):
+    with Stage(tmp_path, max_steps=40).playing() as stage:
+        stage.when(4, lambda: stage.tell("/vla/instruction", "String", text("touch another")))
+        stage.bridge()
+    assert {one.instruction for one in stage.policy.seen} == {"touch the disc", "touch another"}
+
+
+def test_it_says_how_it_is(tmp_path):
+    with Stage(tmp_path).playing() as stage:
+        stage.bridge()
+    said = stage.said()
+    assert {"tick", "allowed", "stopped", "human", "held", "ages", "faults", "health"} == set(said[0])
+    assert set(said[0]["ages"]) == {"camera overhead", "camera hand", "state joints", "state position"}
+
+
+def test_streams_that_do_not_come_are_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"expected all streams within 0\.3 s, got none of camera overhead"):
+        Stage(tmp_path).bridge("patience=0.3")
+
+
+def test_a_robot_that_nobody_commands_does_not_wait_for_ever(tmp_path):
+    stage = Stage(tmp_path)
+    with pytest.raises(RuntimeError, match=r"expected a command within 0\.2 s"):
+        stage.robot.play(0, 0, 0, 0.2)
+
+
+def test_old_commands_do_not_move_it(tmp_path):
+    stage = Stage(tmp_path, max_steps=10)
+    start = []
+
+    def shout():
+        # Once the robot has spoken; a second old, as after an outage.
+        joints = stage.air.messages("/joint_states", "sensor_msgs/msg/JointState")[-1].position[:2]
+        start.append(joints)
+        for number in range(5):
+            old = trajectory({"j1": 3.0, "j2": 3.0}, False, RobotClock().now() - 1.0, f"ghost:{number}", 0.05)
+            stage.air.say(Topic(COMMANDS, GATED), old)
+
+    threading.Timer(0.2, shout).start()
+    with pytest.raises(RuntimeError, match="expected a command within"):
+        stage.robot.play(0, 0, 0, 0.6)
+    assert stage.robot.refused == {"old": 5}
+    now = stage.env.observe(()).state[:2]
+    assert np.allclose(now, start[0], atol=1e-6)
+
+
+def test_contracts_are_compared_before_anything_moves(tmp_path):
+    stage = Stage(tmp_path)
+    other = Reach(control="velocity", size=16)
+    stage.policy = Aiming(other)
+    with pytest.raises(SpecMismatch, match="robot reach_arm does not fulfil the contract of aiming"):
+        stage.bridge()
+    assert stage.commands() == []
+    with pytest.raises(SpecMismatch, match="reach does not fulfil the contract of the robot's contract"):
+        SimulatedRobot(other, stage.contract, stage.air.transport(), SystemClock(), RobotClock())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["contract=null"], "contract: expected a YAML file"),
+        (["side=both"], "side: expected one of policy, robot, gate"),
+    ],
+)
+def test_options_that_cannot_be(tmp_path, options, words):
+    stage = Stage(tmp_path)
+    with pytest.raises(BadArguments, match=words):
+        stage.bridge(*options)

@@ -1,0 +1,140 @@
+"""What stands before a robot's controller lets only fresh commands through, in order, of one bridge."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from air import Air
+from hypothesis import given
+from hypothesis import strategies as st
+from robots import reach_robot
+
+from vla_runtime.control.clock import VirtualClock
+from vla_runtime.robot_side import CommandStream, Topic
+from vla_runtime.ros.gate import Gate, GateNode
+from vla_runtime.ros.messages import trajectory
+from vla_runtime.ros.robot import GATED
+
+NAMES = ("j1", "j2")
+
+
+def command(number=0, time=100.0, origin="a", values=(0.1, 0.2), names=NAMES):
+    return trajectory(dict(zip(names, values, strict=True)), False, time, f"{origin}:{number}", 0.05)
+
+
+def test_fresh_commands_pass_in_order():
+    gate = Gate(NAMES, 0.2)
+    assert gate.offer(command(0), 100.1) == {"j1": 0.1, "j2": 0.2}
+    assert gate.offer(command(5, 100.1), 100.1)
+    assert not gate.refused
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (command(9, time=99.7), "old"),
+        (command(9, time=100.5), "old"),
+        (command(3), "out of order"),
+        (command(2), "out of order"),
+        (command(9, names=("j1", "j3")), "wrong"),
+        (command(9, values=(np.nan, 0.0)), "wrong"),
+        (trajectory({"j1": 0.0, "j2": 0.0}, False, 100.0, "nobody", 0.05), "wrong"),
+        (command(0, time=99.95, origin="b"), "of another bridge"),
+    ],
+)
+def test_others_do_not(message, reason):
+    gate = Gate(NAMES, 0.2)
+    assert gate.offer(command(3), 100.0)
+    assert gate.offer(message, 100.0) is None
+    assert dict(gate.refused) == {reason: 1}
+
+
+def test_a_bridge_that_was_replaced_stays_so():
+    """The old one may still have commands on the way, or wake again."""
+    gate = Gate(NAMES, 0.2)
+    assert gate.offer(command(50, 100.0, "old"), 100.0)
+    assert gate.offer(command(0, 100.05, "new"), 100.05)
+    assert gate.offer(command(51, 100.1, "old"), 100.1) is None
+    assert gate.offer(command(1, 100.1, "new"), 100.1)
+
+
+def test_after_a_new_beginning_nothing_of_before_counts():
+    gate = Gate(NAMES, 0.2)
+    gate.begin(100.0)
+    assert gate.offer(command(0, 99.99), 100.01) is None
+    assert gate.offer(command(1, 100.01), 100.02)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(-0.5, 0.5), st.sampled_from("abc")), max_size=60))
+def test_whatever_comes_what_passes_is_fresh_and_newer(events):
+    gate, now, passed = Gate(NAMES, 0.2), 100.0, []
+    for number, age, origin in events:
+        now += 0.03
+        if gate.offer(command(number, now - age, origin), now):
+            passed.append((origin, number))
+            assert abs(age) <= 0.2 + 1e-6
+    origins = [origin for index, (origin, _) in enumerate(passed) if not index or passed[index - 1][0] != origin]
+    assert len(origins) == len(set(origins))
+    for origin in origins:
+        numbers = [number for one, number in passed if one == origin]
+        assert numbers == sorted(set(numbers))
+
+
+class Node:
+    def __init__(self, stream):
+        self.air, self.clock, self.stamps = Air(), VirtualClock(), VirtualClock(100.0)
+        control = "velocity" if stream.stop == "zero" else "absolute"
+        self.node = GateNode(
+            reach_robot(control, action={"joints": stream}), self.air.transport(), self.clock, self.stamps
+        )
+        self.stream, self._count = stream, 0
+
+    def wait(self, seconds):
+        for clock in (self.clock, self.stamps):
+            clock.sleep_until(clock.now() + seconds)
+        self.node.tick()
+
+    def send(self, values=(0.1, 0.2), age=0.0):
+        self._count += 1
+        message = command(self._count, self.stamps.now() - age, values=values)
+        self.air.say(Topic(f"{self.stream.topic}/gated", GATED), message)
+
+    def heard(self):
+        return self.air.messages(self.stream.topic, self.stream.type)
+
+
+@pytest.mark.parametrize(("stop", "told"), [("hold", [0.1, 0.2]), ("cease", None), ("zero", [0.0, 0.0])])
+def test_without_commands_the_robot_is_brought_to_a_stand(stop, told):
+    kind = "trajectory_msgs/msg/JointTrajectory" if stop != "zero" else "std_msgs/msg/Float64MultiArray"
+    node = Node(CommandStream("/arm", NAMES, stop, kind))
+    node.wait(5.0)
+    assert node.heard() == []  # nothing was ever commanded: nothing is to be stopped
+    node.send()
+    node.wait(0.15)
+    assert len(node.heard()) == 1
+    node.wait(0.1)
+    node.wait(0.1)
+    heard = node.heard()[1:]
+    assert len(heard) == (0 if told is None else 2)
+    for message in heard:
+        values = message.data if stop == "zero" else message.points[0].positions
+        assert values.tolist() == told
+    assert node.node.faults["watchdog"] == 1
+    node.send((0.3, 0.4))
+    assert len(node.heard()) == len(heard) + 2
+
+
+def test_the_watchdog_heeds_no_clock_of_the_robot():
+    """Its stamps stand still; time does not."""
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    node.send()
+    node.clock.sleep_until(1.0)
+    node.node.tick()
+    assert node.node.faults["watchdog"] == 1
+
+
+def test_old_commands_reach_no_controller():
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    node.send(age=0.3)
+    assert node.heard() == []
+    assert node.node.refused == {"old": 1}

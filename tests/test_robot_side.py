@@ -1,0 +1,97 @@
+"""What a robot's side may state, and what it may not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+from robots import reach_robot
+
+from vla_runtime.contract import Contract, differences
+from vla_runtime.robot_side import CameraStream, CommandStream, Desk, RobotSide, StateStream, Topic
+from vla_runtime.types import SpecMismatch
+
+
+def test_document_round_trip(tmp_path):
+    one = reach_robot()
+    path = tmp_path / "robot.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(one.document()))))
+    again = Contract.load(path)
+    assert again.document() == one.document()
+    assert differences(one, again) == []
+    without = replace(one, robot=None)
+    assert "robot" not in without.document()
+    assert differences(one, without) == []
+
+
+def test_what_has_a_default_may_be_left_out():
+    document = reach_robot().robot.document()
+    for name in ("skew", "expiry", "desk"):
+        del document[name]
+    document["cameras"]["hand"] = {"topic": "/hand"}
+    read = RobotSide.read(document)
+    assert (read.cameras["hand"], read.skew, read.desk) == (CameraStream("/hand"), 0.05, Desk())
+
+
+def test_every_difference_of_two_robots_is_listed():
+    one = reach_robot()
+    other = reach_robot(
+        skew=0.1, desk=Desk(stop="/halt"), action={"joints": CommandStream("/x", ("j2", "j1"), "cease")}
+    )
+    found = "\n".join(differences(one, other))
+    for word in ("robot.skew", "robot.desk.stop", "robot.action.joints.topic", "names", "stop: expected 'cease'"):
+        assert word in found
+
+
+@pytest.mark.parametrize(
+    ("control", "changes", "words"),
+    [
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "zero")}}, "zeros of an absolute group"),
+        ("velocity", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold")}}, "expected zero or cease"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a",), "hold")}}, "names: expected 2 different ones"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "a"), "hold")}}, "names: expected 2 different"),
+        ("absolute", {"action": {"arm": CommandStream("/c", ("a", "b"), "hold")}}, r"action: expected streams for \["),
+        ("absolute", {"cameras": {}}, r"cameras: expected streams for \['overhead', 'hand'\]"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "float")}}, "stop: expected one of hold"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", "x/msg/Y")}}, "type: expected one"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", scale=0.0)}}, "number than 0"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", "geometry_msgs/msg/Twist")}},
+         "names: expected among linear.x"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", rotation="rot6d")}},
+         "expected none for a group that is no rotation"),
+        ("absolute", {"skew": 0.0, "expiry": -1.0}, r"2 faults:\n  skew.*\n  expiry"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(control, changes, words):
+    with pytest.raises(SpecMismatch, match=words):
+        reach_robot(control, **changes)
+
+
+def test_a_faulty_document_is_refused_by_name(tmp_path):
+    document = reach_robot().document()
+    document["robot"]["cameras"]["hand"] = {"topik": "/hand"}
+    with pytest.raises(SpecMismatch, match="robot cameras 'hand': expected keys among"):
+        Contract.read(document)
+    with pytest.raises(SpecMismatch, match="robot: expected a map, got str"):
+        Contract.read({**document, "robot": "mine"})
+    with pytest.raises(SpecMismatch, match="expected a YAML file"):
+        Contract.load(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(SpecMismatch, match="expected a map in"):
+        Contract.load(tmp_path / "list.yaml")
+
+
+def test_topics_have_absolute_names():
+    for name in ("image", "/image/"):
+        with pytest.raises(SpecMismatch, match="absolute name"):
+            Topic(name, "std_msgs/msg/Empty")
+    with pytest.raises(SpecMismatch, match="depth from 1 on"):
+        Topic("/a", "std_msgs/msg/Empty", depth=0)
+
+
+def test_a_state_stream_says_which_of_the_lists():
+    state = {"joints": StateStream("/j", ("a", "b"), field="angle"), "position": StateStream("/j", ("x", "y"))}
+    with pytest.raises(SpecMismatch, match="field: expected one of position, velocity, effort"):
+        reach_robot(state=state)

@@ -1,0 +1,215 @@
+"""`python -m vla_runtime.bridge`: a policy and a robot that speaks ROS.
+
+    python -m vla_runtime.bridge contract=robot.yaml transport=rclpy policy=remote policy.address=ws://gpu:8000 \\
+        instruction='lift the red cube'
+
+side=policy (the default) runs the control loop; side=gate stands in front of the robot's controllers; side=robot plays
+a simulated robot. Each is a process of its own. Nothing moves before the contracts agree, everything has been seen and
+somebody has armed it (arm=true, or a message on the desk's reset topic).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from datetime import datetime
+from pathlib import Path
+
+from vla_runtime.compose import BadArguments, Config, Result, build, main, select_tasks
+from vla_runtime.contract import Contract, require_match
+from vla_runtime.control.clock import Clock, SystemClock
+from vla_runtime.control.loop import Run, Tick
+from vla_runtime.control.recorder import Recorder
+from vla_runtime.control.safety import Safety, Timeouts
+from vla_runtime.control.settings import Settings
+from vla_runtime.disk import write_json
+from vla_runtime.evaluation.statistics import wilson_interval
+from vla_runtime.interfaces import Policy
+from vla_runtime.messages import env_document, policy_document
+from vla_runtime.ros.gate import GateNode
+from vla_runtime.ros.robot import RosRobot
+from vla_runtime.ros.simulated import SimulatedRobot
+from vla_runtime.ros.transport import Transport
+
+SIDES = ("policy", "robot", "gate")
+# Times a second that a bridge says how it is, and that a gate looks at its watchdog.
+_SAID, _WATCHED = 2.0, 50.0
+_log = logging.getLogger(__name__)
+
+
+class RobotClock:
+    """The machine's time of day, as its messages are stamped, carried on by its monotonic clock: never set back."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._ahead = datetime.now().timestamp() - self._clock.now()
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self._clock.now() + self._ahead
+
+    def sleep_until(self, deadline: float) -> None:
+        """Return at `deadline`."""
+        self._clock.sleep_until(deadline - self._ahead)
+
+
+def bridge(config: Config) -> Result:
+    """Run one side until it is told to stop or its episodes are over. BadArguments for options that cannot be."""
+    if config["contract"] is None:
+        raise BadArguments("contract: expected a YAML file with the robot's contract, got none")
+    if config["side"] not in SIDES:
+        raise BadArguments(f"side: expected one of {', '.join(SIDES)}, got {config['side']!r}")
+    contract = Contract.load(config["contract"])
+    if contract.robot is None:
+        raise BadArguments(f"contract={config['contract']}: expected a robot's side (topics), got none")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    transport: Transport = build(dict(config["transport"]))
+    clock = SystemClock()
+    try:
+        if config["side"] == "gate":
+            return _gate(config, contract, transport, clock, stop)
+        if config["side"] == "robot":
+            return _robot(config, contract, transport, clock)
+        return _policy(config, contract, transport, clock, stop)
+    finally:
+        transport.close()
+
+
+def _policy(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
+    if config["instruction"] is None:
+        raise BadArguments("instruction: expected what the robot is to do, got none")
+    values = {**config["policy"], "env": None}
+    seed = values.pop("seed", None)
+    policy: Policy = build(values)
+    safety = Safety(Timeouts(**config["safety"]))
+    steps = 10**9 if config["steps"] is None else config["steps"]
+    robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps)
+    require_match(Contract.of(robot.spec), Contract.of(policy.spec), f"robot {robot.spec.name}", policy.spec.name)
+    # A robot's time is the machine's.
+    loop = {**config["loop"], "clock": "system"}
+    settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
+    out = Path(config["out"] or f"runs/bridge-{datetime.now():%Y%m%d-%H%M%S}")
+    ticks, ended = 0, []
+    for episode in range(config["episodes"]):
+        facts = robot.reset(0, 0, episode)
+        _log.info("robot %s: all streams are there", robot.spec.name)
+        if not config["arm"]:
+            safety.stop(clock.now(), "not armed yet")
+        header = {
+            "config": {key: value for key, value in config.items() if key != "choices"},
+            "env": env_document(robot.spec), "policy": policy_document(policy.spec), "episode": episode,
+            "facts": dict(facts),
+        }  # fmt: skip
+        recorder = Recorder(out / "recordings" / f"{episode:06d}.vlarec", header, config["record"]["images"] == "png")
+        result, problem = Run(), None
+        teller = _Teller(robot, safety, transport, clock, stop)
+
+        def on_tick(tick: Tick, recorder: Recorder = recorder, teller: _Teller = teller) -> None:
+            recorder(tick)
+            teller(tick)
+
+        try:
+            session = policy.begin(config["seed"] + episode if seed is None else seed)
+            settings.play(robot, session, result, 0.0, on_tick=on_tick, safety=safety)
+        except _Told:
+            problem = "told to stop"
+        except BaseException as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            recorder.close(result, problem)
+            ticks += result.steps
+        if result.outcome is not None:
+            ended.append(result.outcome.success)
+            _log.info("episode %d: %s", episode, result.outcome.reason)
+        if stop.is_set():
+            break
+    faults = dict(robot.faults + robot.streams.faults)
+    policy.close()
+    line = {
+        "transport": config["choices"]["transport"], "side": "policy", "policy": policy.spec.name, "ticks": ticks,
+        "episodes": len(ended), "successes": sum(ended), "faults": faults, "health": transport.health(),
+        "events": [[event.what, event.reason] for event in safety.events], "out": str(out),
+    }  # fmt: skip
+    write_json(out / "summary.json", line)
+    return line, 0
+
+
+class _Told(Exception):
+    """Somebody wants the bridge to end."""
+
+
+class _Teller:
+    """Says how things are, twice a second, and ends the run when it is told to."""
+
+    def __init__(self, robot: RosRobot, safety: Safety, transport: Transport, clock: Clock, stop: threading.Event):
+        self._robot, self._safety, self._transport = robot, safety, transport
+        self._clock, self._stop, self._next = clock, stop, 0.0
+
+    def __call__(self, tick: Tick) -> None:
+        if self._stop.is_set():
+            raise _Told
+        stale = self._robot.streams.stale()
+        if stale:
+            self._safety.stop(tick.now, stale[0])
+        if self._clock.now() < self._next:
+            return
+        self._next = self._clock.now() + 1.0 / _SAID
+        self._robot.say(
+            {
+                "tick": tick.index,
+                "allowed": tick.allowed,
+                "stopped": self._safety.stopped,
+                "human": tick.human,
+                "held": tick.command.held,
+                "ages": self._robot.streams.ages(),
+                "faults": dict(self._robot.faults + self._robot.streams.faults),
+                "health": self._transport.health(),
+            }
+        )
+
+
+def _robot(config: Config, contract: Contract, transport: Transport, clock: Clock) -> Result:
+    values = dict(config["env"])
+    wanted = values.pop("tasks", None)
+    env = build(values)
+    try:
+        task = select_tasks(config["choices"]["env"], env.spec.tasks, wanted)[0]
+        robot = SimulatedRobot(env, contract, transport, clock, RobotClock(), cameras=config["cameras"])
+        rows = []
+        for episode in range(config["episodes"]):
+            outcome, facts = robot.play(config["seed"], task, episode, config["patience"])
+            rows.append({"episode": episode, "success": outcome.success, "reason": outcome.reason, **facts})
+            _log.info("episode %d: %s", episode, outcome.reason)
+    finally:
+        env.close()
+    successes = sum(bool(row["success"]) for row in rows)
+    line = {
+        "transport": config["choices"]["transport"], "side": "robot", "env": env.spec.name, "episodes": len(rows),
+        "successes": successes, "success_rate": successes / len(rows),
+        "ci95": [round(one, 6) for one in wilson_interval(successes, len(rows))],
+        "refused": dict(robot.refused), "faults": dict(robot.faults), "health": transport.health(),
+    }  # fmt: skip
+    if config["out"] is not None:
+        write_json(Path(config["out"]) / "summary.json", {**line, "rows": rows})
+    return line, 0
+
+
+def _gate(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
+    gate = GateNode(contract, transport, clock, RobotClock())
+    _log.info("gate: %s", ", ".join(sorted(gate.gates)))
+    while not stop.is_set():
+        gate.tick()
+        clock.sleep_until(clock.now() + 1.0 / _WATCHED)
+    line = {
+        "transport": config["choices"]["transport"], "side": "gate", "ticks": 0, "refused": dict(gate.refused),
+        "faults": dict(gate.faults), "health": transport.health(),
+    }  # fmt: skip
+    return line, 0
+
+
+if __name__ == "__main__":
+    main("bridge", bridge)

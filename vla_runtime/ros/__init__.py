@@ -1,0 +1,1 @@
+"""Robots that speak ROS: a bridge that knows no ROS, and one small file for each way to reach them."""

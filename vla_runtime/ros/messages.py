@@ -1,0 +1,235 @@
+"""ROS messages as bytes, and the values of a contract in them, converted as the robot's side declares.
+
+Types and their encoding are those of the `rosbags` library (ROS 2 Jazzy), so that no ROS is needed to speak. It knows
+neither topics nor transports.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image as Pictures
+from PIL import UnidentifiedImageError
+from rosbags.serde import SerdeError
+from rosbags.typesys import Stores, get_typestore
+
+from vla_runtime.robot_side import (
+    ARRAY,
+    TRAJECTORY,
+    TWIST,
+    TWIST_STAMPED,
+    CameraStream,
+    CommandStream,
+    StateStream,
+)
+from vla_runtime.transforms import (
+    axis_angle_from_matrix,
+    matrix_from_axis_angle,
+    matrix_from_quaternion,
+    matrix_from_rot6d,
+    quaternion_from_matrix,
+    rot6d_from_matrix,
+)
+from vla_runtime.types import CameraSpec, Group, Image, SpecMismatch
+
+Array = NDArray[np.float64]
+_store = get_typestore(Stores.ROS2_JAZZY)
+_types: Mapping[str, Any] = _store.types
+
+# Channels of raw images, as places of red, green and blue among them.
+_CHANNELS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)),
+             "mono8": (1, (0, 0, 0))}  # fmt: skip
+_FROM_MATRIX: Mapping[str, Any] = {
+    "rot6d": rot6d_from_matrix,
+    "axis_angle": axis_angle_from_matrix,
+    "quaternion_xyzw": quaternion_from_matrix,
+}
+_TO_MATRIX: Mapping[str, Any] = {
+    "rot6d": matrix_from_rot6d,
+    "axis_angle": matrix_from_axis_angle,
+    "quaternion_xyzw": matrix_from_quaternion,
+}
+_JPEG_QUALITY = 90
+
+
+def encode(message: Any) -> bytes:
+    """A message as ROS 2 sends it (CDR)."""
+    return bytes(_store.serialize_cdr(message, message.__msgtype__))
+
+
+def decode(kind: str, data: bytes) -> Any:
+    """The inverse of `encode`. SpecMismatch for bytes that are no message of this type."""
+    try:
+        return _store.deserialize_cdr(data, kind)
+    except (SerdeError, ValueError, IndexError, AssertionError, KeyError, OverflowError, MemoryError) as error:
+        raise SpecMismatch(f"{kind}: expected a message of this type, got {type(error).__name__}: {error}") from error
+    except Exception as error:
+        # struct.error, and whatever else bytes of strangers may cause in there.
+        raise SpecMismatch(f"{kind}: expected a message, got {type(error).__name__}: {error}") from error
+
+
+def empty() -> Any:
+    """A std_msgs/msg/Empty."""
+    return _types["std_msgs/msg/Empty"]()
+
+
+def text(value: str) -> Any:
+    """A std_msgs/msg/String."""
+    return _types["std_msgs/msg/String"](data=value)
+
+
+def flag(value: bool) -> Any:
+    """A std_msgs/msg/Bool."""
+    return _types["std_msgs/msg/Bool"](data=value)
+
+
+def stamp(message: Any) -> float:
+    """Seconds in a message's header. SpecMismatch for one without, or one that nobody stamped."""
+    header = getattr(message, "header", None)
+    if header is None:
+        raise SpecMismatch(f"{message.__msgtype__}: expected a header with a stamp, got none")
+    seconds = float(header.stamp.sec) + header.stamp.nanosec * 1e-9
+    if seconds <= 0:
+        raise SpecMismatch(f"{message.__msgtype__}: expected a stamp, got {seconds}; stamp messages at their source")
+    return float(seconds)
+
+
+def read_image(message: Any, stream: CameraStream, camera: CameraSpec) -> Image:
+    """The image uint8 [H, W, 3] of a message, upright and of the camera's size. SpecMismatch for one that is none."""
+    if message.__msgtype__ == "sensor_msgs/msg/CompressedImage":
+        try:
+            with Pictures.open(io.BytesIO(message.data.tobytes()), formats=["JPEG", "PNG"]) as picture:
+                image = np.array(picture.convert("RGB"), np.uint8)
+        except (UnidentifiedImageError, OSError, SyntaxError, Pictures.DecompressionBombError) as error:
+            raise SpecMismatch(f"camera {camera.name!r}: expected a readable JPEG or PNG, got {error}") from error
+    else:
+        image = _raw_image(message, camera.name)
+    image = np.rot90(image, -(stream.turn // 90))
+    if image.shape != camera.shape:
+        same = image.shape[0] * camera.width == image.shape[1] * camera.height
+        if not (stream.resize and same):
+            remedy = "crop it at its source" if stream.resize else "declare resize: true"
+            raise SpecMismatch(f"camera {camera.name!r}: expected {camera.shape}, got {image.shape}; {remedy}")
+        whole = Pictures.fromarray(np.ascontiguousarray(image))
+        image = np.array(whole.resize((camera.width, camera.height), Pictures.Resampling.BOX), np.uint8)
+    return np.ascontiguousarray(image)
+
+
+def image_message(image: Image, stream: CameraStream, time: float, frame: str) -> Any:
+    """An image as the stream carries it; `read_image` is the inverse, but for what JPEG loses."""
+    image = np.ascontiguousarray(np.rot90(image, stream.turn // 90))
+    kind = _types[stream.type]
+    if stream.type == "sensor_msgs/msg/CompressedImage":
+        buffer = io.BytesIO()
+        Pictures.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        return kind(_header(time, frame), "jpeg", np.frombuffer(buffer.getvalue(), np.uint8))
+    height, width, _ = image.shape
+    return kind(_header(time, frame), height, width, "rgb8", 0, 3 * width, image.reshape(-1))
+
+
+def read_state(message: Any, stream: StateStream, group: Group) -> Array:
+    """A group's values [D] from a message that names its own. SpecMismatch for one that lacks them."""
+    theirs = _named(message.name, getattr(message, stream.field), stream.names, stream.topic)
+    return _ours(theirs, stream, group)
+
+
+def state_message(values: Mapping[str, float], stream: StateStream, time: float, frame: str) -> Any:
+    """Named values as the stream carries them."""
+    lists = {name: np.zeros(0) for name in ("position", "velocity", "effort")}
+    lists[stream.field] = np.array(list(values.values()), np.float64)
+    return _types[stream.type](_header(time, frame), list(values), **lists)
+
+
+def theirs(values: ArrayLike, stream: StateStream | CommandStream, group: Group) -> dict[str, float]:
+    """A group's values as the robot says them, by its names."""
+    found = np.asarray(values, np.float64)
+    if stream.rotation is not None and stream.rotation != group.rotation:
+        found = _FROM_MATRIX[stream.rotation](_TO_MATRIX[str(group.rotation)](found))
+    return dict(zip(stream.names, ((found - stream.offset) / stream.scale).tolist(), strict=True))
+
+
+def trajectory(values: Mapping[str, float], moving: bool, time: float, frame: str, ahead: float) -> Any:
+    """A trajectory_msgs/msg/JointTrajectory of one point, due `ahead` seconds after `time`. moving: they are
+    velocities.
+    """
+    duration = _types["builtin_interfaces/msg/Duration"](int(ahead), int((ahead % 1) * 1e9))
+    numbers, none = np.array(list(values.values()), np.float64), np.zeros(0)
+    point = _types["trajectory_msgs/msg/JointTrajectoryPoint"](
+        none if moving else numbers, numbers if moving else none, none, none, duration
+    )
+    return _types[TRAJECTORY](_header(time, frame), list(values), [point])
+
+
+def command_message(values: Mapping[str, float], stream: CommandStream, moving: bool, time: float, ahead: float) -> Any:
+    """Named values as the robot's controller hears them."""
+    if stream.type == TRAJECTORY:
+        return trajectory(values, moving, time, "", ahead)
+    if stream.type == ARRAY:
+        layout = _types["std_msgs/msg/MultiArrayLayout"]([], 0)
+        return _types[ARRAY](layout, np.array(list(values.values()), np.float64))
+    parts = [
+        _types["geometry_msgs/msg/Vector3"](*(float(values.get(f"{part}.{axis}", 0.0)) for axis in "xyz"))
+        for part in ("linear", "angular")
+    ]
+    twist = _types[TWIST](*parts)
+    return twist if stream.type == TWIST else _types[TWIST_STAMPED](_header(time, ""), twist)
+
+
+def read_trajectory(message: Any) -> tuple[dict[str, float], float, str]:
+    """(values by name, stamp, frame) of a JointTrajectory of one point. SpecMismatch for another, or no numbers."""
+    if len(message.points) != 1:
+        raise SpecMismatch(f"{TRAJECTORY}: expected one point, got {len(message.points)}")
+    point = message.points[0]
+    numbers = point.positions if len(point.positions) else point.velocities
+    if len(numbers) != len(message.joint_names) or len(set(message.joint_names)) != len(message.joint_names):
+        raise SpecMismatch(f"{TRAJECTORY}: expected a number for each of {message.joint_names}, got {len(numbers)}")
+    if not np.isfinite(numbers).all():
+        raise SpecMismatch(f"{TRAJECTORY}: expected finite numbers, got {list(numbers)}")
+    values = dict(zip(message.joint_names, map(float, numbers), strict=True))
+    return values, stamp(message), str(message.header.frame_id)
+
+
+def ours(values: Mapping[str, float], stream: CommandStream, group: Group) -> Array:
+    """The inverse of `theirs`. SpecMismatch for names that are missing."""
+    return _ours(_named(list(values), list(values.values()), stream.names, stream.topic), stream, group)
+
+
+def _named(names: Sequence[str], numbers: Any, wanted: Sequence[str], topic: str) -> Array:
+    places = {name: index for index, name in enumerate(names)}
+    missing = [name for name in wanted if places.get(name, len(numbers)) >= len(numbers)]
+    if missing:
+        raise SpecMismatch(f"{topic}: expected values named {missing}, got {len(numbers)} values for {list(names)}")
+    return np.array([numbers[places[name]] for name in wanted], np.float64)
+
+
+def _ours(values: Array, stream: StateStream | CommandStream, group: Group) -> Array:
+    if stream.rotation is not None and stream.rotation != group.rotation:
+        turned: Array = _FROM_MATRIX[str(group.rotation)](_TO_MATRIX[stream.rotation](values))
+        return turned
+    return values * stream.scale + stream.offset
+
+
+def _raw_image(message: Any, camera: str) -> Image:
+    if message.encoding not in _CHANNELS:
+        raise SpecMismatch(
+            f"camera {camera!r}: expected an encoding among {', '.join(_CHANNELS)}, got {message.encoding!r}"
+        )
+    channels, places = _CHANNELS[message.encoding]
+    if message.step < message.width * channels or len(message.data) != message.height * message.step:
+        raise SpecMismatch(
+            f"camera {camera!r}: expected {message.height} rows of {message.step} bytes for {message.width} pixels, "
+            f"got {len(message.data)} bytes"
+        )
+    rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+    pixels = rows[:, : message.width * channels].reshape(message.height, message.width, channels)
+    return pixels[..., list(places)]
+
+
+def _header(time: float, frame: str) -> Any:
+    seconds = int(time)
+    moment = _types["builtin_interfaces/msg/Time"](seconds, min(round((time - seconds) * 1e9), 999_999_999))
+    return _types["std_msgs/msg/Header"](moment, frame)

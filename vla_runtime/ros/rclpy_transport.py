@@ -1,0 +1,119 @@
+"""ROS 2 through rclpy: messages go in and out as bytes, so that nothing is converted twice.
+
+The only file that imports rclpy, which comes with a robot's own ROS 2 installation. Spins in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from vla_runtime.robot_side import Topic
+from vla_runtime.ros.messages import decode, encode
+from vla_runtime.ros.transport import OnMessage
+from vla_runtime.types import SpecMismatch
+
+_log = logging.getLogger(__name__)
+
+
+class RclpyTransport:
+    """A node named `node` in `namespace`. Topics are absolute names of the contract and stay so."""
+
+    def __init__(self, node: str = "vla_bridge", namespace: str = "", domain: int | None = None):
+        try:
+            self._rclpy: Any = import_module("rclpy")
+        except ImportError as error:
+            raise RuntimeError(
+                f"transport=rclpy: expected ROS 2's Python packages, got none ({error}); source your ROS installation"
+            ) from error
+        self._executors: Any = import_module("rclpy.executors")
+        self._qos: Any = import_module("rclpy.qos")
+        self._events: Any = import_module("rclpy.event_handler")
+        self._name, self._namespace, self._domain = node, namespace, domain
+        self._publishers: dict[str, Any] = {}
+        self._problems: Counter[str] = Counter()
+        self._context: Any = None
+
+    def open(self, publishes: Sequence[Topic]) -> None:
+        self._context = self._rclpy.context.Context()
+        self._rclpy.init(args=[], context=self._context, domain_id=self._domain)
+        self._node = self._rclpy.create_node(self._name, namespace=self._namespace, context=self._context)
+        for topic in publishes:
+            callbacks = self._events.PublisherEventCallbacks(
+                incompatible_qos=lambda event, topic=topic: self._incompatible(topic, event)
+            )
+            self._publishers[topic.name] = self._node.create_publisher(
+                self._type(topic), topic.name, self._quality(topic), event_callbacks=callbacks
+            )
+        self._executor = self._executors.SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._spin, name="rclpy", daemon=True)
+        self._thread.start()
+
+    def subscribe(self, topic: Topic, on_message: OnMessage) -> None:
+        def on_bytes(data: bytes) -> None:
+            try:
+                message = decode(topic.type, data)
+            except SpecMismatch as error:
+                self._problems[f"{topic.name}: {error}"] += 1
+                return
+            on_message(message)
+
+        callbacks = self._events.SubscriptionEventCallbacks(
+            incompatible_qos=lambda event: self._incompatible(topic, event),
+            message_lost=lambda event: self._lost(topic, event),
+        )
+        self._node.create_subscription(
+            self._type(topic), topic.name, on_bytes, self._quality(topic), raw=True, event_callbacks=callbacks
+        )
+
+    def publish(self, topic: Topic, message: Any) -> None:
+        try:
+            self._publishers[topic.name].publish(encode(message))
+        except self._rclpy.handle.InvalidHandle as error:
+            raise RuntimeError(f"{topic.name}: expected an open node, got {error}") from error
+
+    def health(self) -> list[str]:
+        return [reason if count == 1 else f"{reason} ({count} times)" for reason, count in self._problems.items()]
+
+    def close(self) -> None:
+        if self._context is None or not self._context.ok():
+            return
+        self._executor.shutdown(2.0)
+        self._node.destroy_node()
+        self._rclpy.shutdown(context=self._context)
+        self._thread.join(2.0)
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except self._executors.ExternalShutdownException:
+            pass
+        except Exception:
+            self._problems["the node has stopped"] += 1
+            _log.exception("the node has stopped")
+
+    def _incompatible(self, topic: Topic, event: Any) -> None:
+        policy = str(event.last_policy_kind).rpartition(".")[2].lower()
+        wanted = "reliable" if topic.reliable else "best effort"
+        reason = f"{topic.name}: expected somebody who agrees on {wanted}, got another {policy}"
+        self._problems[reason] += 1
+        _log.error("%s; nothing is delivered between these two", reason)
+
+    def _lost(self, topic: Topic, event: Any) -> None:
+        self._problems[f"{topic.name}: messages lost"] += event.total_count_change
+
+    def _quality(self, topic: Topic) -> Any:
+        policies = self._qos.ReliabilityPolicy
+        return self._qos.QoSProfile(
+            depth=topic.depth, reliability=policies.RELIABLE if topic.reliable else policies.BEST_EFFORT
+        )
+
+    @staticmethod
+    def _type(topic: Topic) -> Any:
+        package, _, name = topic.type.split("/")
+        return getattr(import_module(f"{package}.msg"), name)

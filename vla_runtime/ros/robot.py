@@ -1,0 +1,189 @@
+"""A robot over a transport, worn as an Env: what it says are observations, what it is told are commands.
+
+Every command carries the robot's own time of the newest it had said, and which command of which bridge it is: whoever
+executes it can tell an old one. Nothing is kept for later: what cannot be sent now is not sent. It knows no ROS.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.contract import Contract
+from vla_runtime.control.clock import Clock
+from vla_runtime.control.safety import Safety
+from vla_runtime.interfaces import Policy
+from vla_runtime.robot_side import CommandStream, Desk, Topic
+from vla_runtime.ros.messages import text, theirs, trajectory
+from vla_runtime.ros.streams import Streams, robot_of
+from vla_runtime.ros.transport import Transport
+from vla_runtime.types import Command, EnvSpec, Observation, Outcome, UnsupportedTask
+
+# What a bridge publishes for a gate, which turns it into what the robot's controller hears.
+GATED = "trajectory_msgs/msg/JointTrajectory"
+_log = logging.getLogger(__name__)
+
+
+def gated(topic: str) -> str:
+    """Where commands for a topic of the robot go first."""
+    return f"{topic}/gated"
+
+
+def command_topics(actions: Mapping[str, CommandStream]) -> dict[str, list[str]]:
+    """Groups of the action by the topic on which they go."""
+    found: dict[str, list[str]] = {}
+    for name, stream in actions.items():
+        found.setdefault(stream.topic, []).append(name)
+    return found
+
+
+class RosRobot:
+    """Env for a real or simulated robot that speaks as `contract` says.
+
+    instruction: what to do, until somebody says otherwise on the desk's topic. safety: told of heartbeats, stops,
+    resets and takeovers. patience: seconds to wait for all streams. steps: control periods an episode may take at
+    most.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        transport: Transport,
+        clock: Clock,
+        safety: Safety,
+        instruction: str,
+        patience: float = 10.0,
+        steps: int = 10**9,
+    ):
+        self._contract, self._side, self._transport = contract, robot_of(contract), transport
+        self._clock, self._safety, self._patience = clock, safety, patience
+        self._spec = EnvSpec(
+            self._side.name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, (instruction,),
+            steps,
+        )  # fmt: skip
+        self._origin, self._sequence = uuid.uuid4().hex[:8], 0
+        self._outcome: Outcome | None = None
+        self._topics = command_topics(self._side.action)
+        self.faults: Counter[str] = Counter()
+        desk = self._side.desk
+        said = [Topic(desk.status, "std_msgs/msg/String")] if desk.status else []
+        transport.open([*(Topic(gated(name), GATED) for name in self._topics), *said])
+        self.streams = Streams(contract, transport, clock)
+        self.streams.instruction = instruction
+        self._listen(desk)
+
+    @property
+    def spec(self) -> EnvSpec:
+        return self._spec
+
+    def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
+        """Wait until everything has been seen; the robot is where it is. RuntimeError for streams that do not come."""
+        self._outcome = None
+        self.streams.begin()
+        deadline = self._clock.now() + self._patience
+        cameras = [camera.name for camera in self._spec.cameras]
+        while True:
+            missing, problem = self.streams.missing(), ""
+            if not missing:
+                try:
+                    self.streams.observation(cameras)
+                    break
+                except RuntimeError as error:
+                    problem = str(error)
+            if self._clock.now() > deadline:
+                raise RuntimeError(
+                    problem
+                    or f"robot {self._spec.name}: expected all streams within {self._patience:g} s, got none of "
+                    f"{', '.join(missing)}; {'; '.join(self._transport.health()) or 'nobody complains'}"
+                )
+            self._clock.sleep_until(self._clock.now() + 0.01)
+        return {"initial_state": f"{self._spec.name} at {self._origin}"}
+
+    def observe(self, cameras: Sequence[str] = ()) -> Observation:
+        return self.streams.observation(cameras)
+
+    def apply(self, command: Command) -> None:
+        """Send a command to the gate; one that cannot be sent is counted and lost."""
+        moment = self.streams.robot_time(self._clock.now())
+        frame = f"{self._origin}:{self._sequence}"
+        self._sequence += 1
+        for topic, names in self._topics.items():
+            streams = [self._side.action[name] for name in names]
+            if command.held and streams[0].stop == "cease":
+                continue
+            groups = [self._contract.action.group(name) for name in names]
+            values: dict[str, float] = {}
+            for stream, group in zip(streams, groups, strict=True):
+                part = command.values[self._contract.action.slices[group.name]]
+                if command.held and stream.stop == "zero":
+                    part = np.zeros_like(part)
+                values |= theirs(part, stream, group)
+            moving = groups[0].kind == "velocity"
+            try:
+                self._transport.publish(
+                    Topic(gated(topic), GATED), trajectory(values, moving, moment, frame, self._spec.period)
+                )
+            except RuntimeError as error:
+                self.faults["commands that could not be sent"] += 1
+                _log.debug("%s", error)
+
+    def outcome(self) -> Outcome | None:
+        """What a simulated robot says of its episode; a real one says nothing."""
+        return self._outcome
+
+    def say(self, status: Mapping[str, Any]) -> None:
+        """Publish how things are."""
+        if self._side.desk.status is not None:
+            try:
+                self._transport.publish(Topic(self._side.desk.status, "std_msgs/msg/String"), text(json.dumps(status)))
+            except RuntimeError:
+                self.faults["words that could not be sent"] += 1
+
+    def expert(self, seed: int, style: str = "uni") -> Policy:
+        raise UnsupportedTask(f"robot {self._spec.name}: expected a policy, robots have no expert")
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _listen(self, desk: Desk) -> None:
+        safety, now = self._safety, self._clock.now
+        heard: list[tuple[str | None, str, Callable[[Any], None]]] = [
+            (desk.heartbeat, "Empty", lambda message: safety.beat(now())),
+            (desk.stop, "Empty", lambda message: safety.stop(now(), "told to stop")),
+            (desk.reset, "Empty", lambda message: self._told(safety.reset)),
+            (desk.takeover, "Bool", lambda message: self._taken(bool(message.data))),
+            (desk.instruction, "String", self._instructed),
+            (desk.outcome, "String", self._ended),
+        ]
+        for name, kind, on_message in heard:
+            if name is not None:
+                self._transport.subscribe(Topic(name, f"std_msgs/msg/{kind}"), on_message)
+
+    def _told(self, what: Callable[[float], None]) -> None:
+        try:
+            what(self._clock.now())
+        except RuntimeError as error:
+            # Whoever asked reads the status; a robot that may not move does not.
+            _log.warning("%s", error)
+
+    def _taken(self, human: bool) -> None:
+        if human:
+            self._safety.take_over(self._clock.now())
+        elif self._safety.human:
+            self._told(self._safety.give_back)
+
+    def _instructed(self, message: Any) -> None:
+        self.streams.instruction = str(message.data)
+
+    def _ended(self, message: Any) -> None:
+        try:
+            said = json.loads(message.data)
+            self._outcome = Outcome(bool(said["success"]), str(said["reason"]))
+        except (ValueError, TypeError, KeyError):
+            self.faults["outcomes that say nothing"] += 1

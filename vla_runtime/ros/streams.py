@@ -1,0 +1,192 @@
+"""What a robot says, as observations: the newest of every stream, aligned by the robot's own stamps.
+
+The robot's clock is never compared with ours: the least delay of its messages says where its stamps lie on our clock,
+so that a clock that stands still ages like a stream that does. Whatever comes first is kept, nothing is queued. It
+knows messages and no transport.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.contract import Contract
+from vla_runtime.control.clock import Clock
+from vla_runtime.robot_side import RobotSide, Topic
+from vla_runtime.ros.messages import read_image, read_state, stamp
+from vla_runtime.ros.transport import Transport
+from vla_runtime.types import Observation, SpecMismatch
+
+# Of every stream so many are kept to align others with, and of so many messages the least delay counts.
+_KEPT, _DELAYS = 64, 400
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    stamp: float
+    value: Any
+
+
+class Streams:
+    """Subscribes to all streams of a contract with a robot's side; `faults` counts what was refused, by reason.
+
+    SpecMismatch for a contract without one.
+    """
+
+    def __init__(self, contract: Contract, transport: Transport, clock: Clock):
+        self._contract, self._robot, self._clock = contract, robot_of(contract), clock
+        self._lock = threading.Lock()
+        self._samples: dict[str, deque[_Sample]] = {}
+        self._delays: deque[float] = deque(maxlen=_DELAYS)
+        self._kept: dict[tuple[str, ...], Observation] = {}
+        self.faults: Counter[str] = Counter()
+        self.instruction = ""
+        for camera in contract.cameras:
+            image = self._robot.cameras[camera.name]
+
+            def seen(message: Any, stream: Any = image, spec: Any = camera) -> Any:
+                return read_image(message, stream, spec)
+
+            self._subscribe(transport, image, {f"camera {camera.name}": seen})
+        topics: dict[str, dict[str, Callable[[Any], Any]]] = {}
+        for group in contract.state.groups:
+            state = self._robot.state[group.name]
+
+            def felt(message: Any, stream: Any = state, spec: Any = group) -> Any:
+                values = read_state(message, stream, spec).astype(np.float32)
+                if not np.isfinite(values).all():
+                    raise SpecMismatch(f"state {spec.name!r}: expected finite values, got {values.tolist()}")
+                return values
+
+            topics.setdefault(state.topic, {})[f"state {group.name}"] = felt
+        for topic, readers in topics.items():
+            stream = next(one for one in self._robot.state.values() if one.topic == topic)
+            self._subscribe(transport, stream, readers)
+
+    def missing(self) -> list[str]:
+        """Streams of which nothing has come yet."""
+        with self._lock:
+            return [name for name, samples in self._samples.items() if not samples]
+
+    def begin(self) -> None:
+        """Forget what was seen: an episode begins."""
+        with self._lock:
+            for samples in self._samples.values():
+                samples.clear()
+            self._kept.clear()
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since the newest of every stream was stamped, on our clock; those that have none are left out."""
+        with self._lock:
+            now = self._clock.now()
+            return {name: now - self._local(kept[-1].stamp) for name, kept in self._samples.items() if kept}
+
+    def stale(self) -> list[str]:
+        """What is older than its stream may be, in words."""
+        most = {f"camera {name}": one.max_age for name, one in self._robot.cameras.items()}
+        most |= {f"state {name}": one.max_age for name, one in self._robot.state.items()}
+        return [
+            f"{name}: expected one within {most[name]} s, got none for {age:.3f} s"
+            for name, age in self.ages().items()
+            if age > most[name]
+        ]
+
+    def robot_time(self, local: float) -> float:
+        """What the robot's clock says at a time of ours."""
+        with self._lock:
+            return local - min(self._delays, default=0.0)
+
+    def observation(self, cameras: Sequence[str]) -> Observation:
+        """The newest that fit together: stamps within the robot's skew of the oldest newest one. Where none do, those
+        that did last, which grow old. RuntimeError before all streams have been seen.
+        """
+        with self._lock:
+            wanted = [f"state {group.name}" for group in self._contract.state.groups]
+            wanted += [f"camera {name}" for name in cameras]
+            found = self._aligned(wanted)
+            asked = tuple(cameras)
+            if found is not None:
+                self._kept[asked] = self._observed(found, cameras)
+            if asked not in self._kept:
+                raise RuntimeError(f"robot: expected {', '.join(wanted)} within {self._robot.skew} s, got them never")
+            return self._kept[asked]
+
+    def _aligned(self, wanted: list[str]) -> dict[str, _Sample] | None:
+        """One sample of each, as new as can be; an older set where frames were lost."""
+        if any(not self._samples[name] for name in wanted):
+            return None
+        ends = min(self._samples[name][-1].stamp for name in wanted)
+        for moment in [ends, *sorted((one.stamp for one in self._samples[wanted[-1]]), reverse=True)]:
+            found = {name: _nearest(self._samples[name], moment) for name in wanted}
+            if all(abs(one.stamp - moment) <= self._robot.skew for one in found.values()):
+                return found
+        self.faults["streams further apart than the skew"] += 1
+        return None
+
+    def _observed(self, found: dict[str, _Sample], cameras: Sequence[str]) -> Observation:
+        states = [found[f"state {group.name}"] for group in self._contract.state.groups]
+        images = {name: found[f"camera {name}"] for name in cameras}
+        return Observation(
+            np.concatenate([one.value for one in states]),
+            {name: one.value for name, one in images.items()},
+            self.instruction,
+            self._local(min(one.stamp for one in states)),
+            {name: self._local(one.stamp) for name, one in images.items()},
+        )
+
+    def _subscribe(self, transport: Transport, stream: Any, readers: dict[str, Callable[[Any], Any]]) -> None:
+        for name in readers:
+            self._samples[name] = deque(maxlen=_KEPT)
+
+        def on_message(message: Any) -> None:
+            received = self._clock.now()
+            for name, read in readers.items():
+                try:
+                    self._add(name, _Sample(stamp(message), read(message)), received)
+                except SpecMismatch as error:
+                    self._refused(str(error))
+
+        transport.subscribe(Topic(stream.topic, stream.type, stream.reliable, stream.depth), on_message)
+
+    def _add(self, name: str, sample: _Sample, received: float) -> None:
+        with self._lock:
+            samples = self._samples[name]
+            if samples and sample.stamp < samples[-1].stamp:
+                if samples[-1].stamp - sample.stamp < 1.0:
+                    self.faults[f"{name}: out of order"] += 1
+                    return
+                # Another clock, or one that was set: nothing of before fits it.
+                self.faults["the robot's clock went back"] += 1
+                self._delays.clear()
+                for kept in self._samples.values():
+                    kept.clear()
+            samples.append(sample)
+            self._delays.append(received - sample.stamp)
+
+    def _local(self, moment: float) -> float:
+        return moment + min(self._delays, default=0.0)
+
+    def _refused(self, reason: str) -> None:
+        with self._lock:
+            self.faults[reason] += 1
+            first = self.faults[reason] == 1
+        if first:
+            _log.warning("left out: %s", reason)
+
+
+def _nearest(samples: Iterable[_Sample], moment: float) -> _Sample:
+    return min(samples, key=lambda one: abs(one.stamp - moment))
+
+
+def robot_of(contract: Contract) -> RobotSide:
+    """The robot's side of a contract. SpecMismatch where there is none."""
+    if contract.robot is None:
+        raise SpecMismatch("contract: expected a robot's side (topics), got none; see docs/deployment.md")
+    return contract.robot
