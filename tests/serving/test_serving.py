@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import threading
@@ -10,13 +9,14 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 
 import msgpack
 import numpy as np
 import pytest
 from numbered import Numbered, Policy, Recording
+from served import Served, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -30,46 +30,6 @@ from vla_runtime.types import SpecMismatch
 from vla_runtime.wire import pack, unpack
 
 NAMES = {"overhead": "observation/image", "hand": "observation/wrist_image"}
-
-
-class Served:
-    """A server in a thread of its own; `stop()` lets it finish."""
-
-    def __init__(self, policy, access=None, keys=None, batch=1):
-        self._loop, self._stop, self._up = None, None, threading.Event()
-        self.port = 0
-        self._thread = threading.Thread(target=self._run, args=(policy, access, keys, batch), daemon=True)
-        self._thread.start()
-        assert self._up.wait(10)
-
-    def _run(self, policy, access, keys, batch):
-        async def main():
-            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            await PolicyServer(policy, access, keys, batch=batch).serve("127.0.0.1", 0, self._stop, self._ready)
-
-        asyncio.run(main())
-
-    def _ready(self, port):
-        self.port = port
-        self._up.set()
-
-    @property
-    def address(self):
-        return f"ws://127.0.0.1:{self.port}"
-
-    def stop(self):
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
-
-@contextmanager
-def serving(policy=None, access=None, keys=None, batch=1):
-    server = Served(policy or Policy(Recording()), access, keys, batch)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ class RclpyTransport:
             _log.exception("the node has stopped")
 
     def _incompatible(self, topic: Topic, event: Any) -> None:
-        policy = str(event.last_policy_kind).rpartition(".")[2].lower()
+        policy = str(event.last_policy_kind).lower().rpartition("policy_")[2]
         wanted = "reliable" if topic.reliable else "best effort"
         reason = f"{topic.name}: expected somebody who agrees on {wanted}, got another {policy}"
         self._problems[reason] += 1
