@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.specifiers import SpecifierSet
+from robots import reach_robot
 
 from vla_runtime import checks
 from vla_runtime.compose import load
@@ -268,3 +271,20 @@ def test_no_torch_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = checks.torch_device()
     assert finding["ok"]
     assert "pip install" in finding["remedy"]
+
+
+def test_two_contracts_are_compared(tmp_path: Path) -> None:
+    one = reach_robot()
+    other = replace(reach_robot(skew=0.2), rate_hz=10.0)
+    paths = []
+    for name, contract in (("a", one), ("b", other)):
+        paths.append(str(tmp_path / f"{name}.yaml"))
+        Path(paths[-1]).write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
+    line, code = doctor({"contract": paths})
+    assert (code, line["ok"]) == (1, False)
+    assert [check["name"] for check in line["checks"]] == ["rate_hz", "robot.skew"]
+    assert line["checks"][0]["detail"] == "expected 10.0, got 20.0"
+    assert doctor({"contract": paths[:1]})[1] == 0
+    assert doctor({"contract": [paths[0], paths[0]]})[0]["ok"]
+    with pytest.raises(ValueError, match="expected one file or"):
+        doctor({"contract": paths * 2})

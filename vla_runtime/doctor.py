@@ -1,5 +1,8 @@
 """Say what works on this machine and how to mend what does not: `python -m vla_runtime.doctor`.
 
+With contract=[a.yaml,b.yaml] it says instead in what a robot's contract and another's differ; with one, whether it is
+one.
+
 The questions are named in configs/doctor.yaml, `_target_` and arguments each, and every one is asked in a
 process of its own with a time limit: a driver that crashes or hangs takes down its check and nothing else.
 This file knows no question.
@@ -37,9 +40,13 @@ with open(path, "w") as file:
 def doctor(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """Run config["checks"], each at most config["timeout"] seconds; exit code 1 when a required one fails.
 
+    config["contract"]: None, or files to compare instead.
+
     config["only"]: None, or the names of those to run. ValueError for an unknown name, and when a check is
     not a mapping with `_target_` and `required`.
     """
+    if config.get("contract") is not None:
+        return _contracts(config["contract"])
     checks = _selected(config["checks"], config.get("only"))
     for name, check in checks.items():
         if not isinstance(check, Mapping) or "." not in str(check.get("_target_")) or "required" not in check:
@@ -54,6 +61,26 @@ def doctor(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     ok = all(result["ok"] for result in results if result["required"])
     _show(results)
     return {"ok": ok, "checks": results}, 0 if ok else 1
+
+
+def _contracts(paths: Sequence[str] | str) -> tuple[dict[str, Any], int]:
+    # Late: a machine whose contracts cannot be read is to be looked at, too.
+    from vla_runtime.contract import Contract, differences
+
+    names = [paths] if isinstance(paths, str) else list(paths)
+    if not 1 <= len(names) <= 2:
+        raise ValueError(f"contract: expected one file or [a.yaml,b.yaml], got {len(names)}")
+    read = [Contract.load(name) for name in names]
+    found = differences(read[0], read[1]) if len(read) == 2 else []
+    results = [
+        {"name": what, "ok": False, "detail": detail, "remedy": f"change {' or '.join(names)}", "required": True}
+        for what, _, detail in (line.partition(": ") for line in found)
+    ] or [
+        {"name": name, "ok": True, "detail": f"contract {one.fingerprint()}", "remedy": "", "required": True}
+        for name, one in zip(names, read, strict=True)
+    ]
+    _show(results)
+    return {"ok": not found, "checks": results}, 1 if found else 0
 
 
 def ask(name: str, target: str, arguments: Mapping[str, Any], timeout: float) -> dict[str, Any]:
