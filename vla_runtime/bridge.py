@@ -27,6 +27,7 @@ from vla_runtime.disk import write_json
 from vla_runtime.evaluation.statistics import wilson_interval
 from vla_runtime.interfaces import Policy
 from vla_runtime.messages import env_document, policy_document
+from vla_runtime.ros.bags import Recorded
 from vla_runtime.ros.gate import GateNode
 from vla_runtime.ros.robot import RosRobot
 from vla_runtime.ros.simulated import SimulatedRobot
@@ -67,6 +68,8 @@ def bridge(config: Config) -> Result:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     transport: Transport = build(dict(config["transport"]))
+    if config["record"]["bag"] is not None:
+        transport = Recorded(transport, Path(config["record"]["bag"]), RobotClock())
     clock = SystemClock()
     try:
         if config["side"] == "gate":
@@ -150,7 +153,7 @@ class _Teller:
         self._clock, self._stop, self._next = clock, stop, 0.0
 
     def __call__(self, tick: Tick) -> None:
-        if self._stop.is_set():
+        if self._stop.is_set() or getattr(self._transport, "over", False):
             raise _Told
         stale = self._robot.streams.stale()
         if stale:
