@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     safety = Safety(Timeouts(**config["safety"]))
     steps = 10**9 if config["steps"] is None else config["steps"]
     robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps)
-    require_match(Contract.of(robot.spec), Contract.of(policy.spec), f"robot {robot.spec.name}", policy.spec.name)
+    have = Contract.of(robot.spec)
+    require_match(have, _at_rate(Contract.of(policy.spec), have.rate_hz), f"robot {robot.spec.name}", policy.spec.name)
     # A robot's time is the machine's.
     loop = {**config["loop"], "clock": "system"}
     settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
@@ -139,6 +141,15 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     }  # fmt: skip
     write_json(out / "summary.json", line)
     return line, 0
+
+
+def _at_rate(contract: Contract, rate_hz: float) -> Contract:
+    """What a policy wants of a robot of that rate: goals can be sent more often than they are made, a whole number of
+    times; increments and velocities mean their own period.
+    """
+    whole = abs(rate_hz / contract.rate_hz - round(rate_hz / contract.rate_hz)) < 1e-6 and rate_hz > contract.rate_hz
+    goals = all(group.kind in ("absolute", "binary") for group in contract.action.groups)
+    return replace(contract, rate_hz=rate_hz) if whole and goals else contract
 
 
 class _Told(Exception):

@@ -160,6 +160,21 @@ def test_old_commands_do_not_move_it(tmp_path):
     assert np.allclose(now, start[0], atol=1e-6)
 
 
+def test_a_robot_faster_than_its_policy_gets_every_goal_several_times(tmp_path):
+    with Stage(tmp_path, period=0.025, max_steps=200).playing() as stage:
+        line, _ = stage.bridge()
+    assert line["successes"] == 1, stage.problem
+    ticks = Recording(next(stage.out.glob("recordings/*"))).ticks
+    assert np.median(np.diff([tick["wall"] for tick in ticks])) == pytest.approx(0.025, abs=0.005)
+    goals = np.array([tick["command"] for tick in ticks[4:-1]])
+    assert np.mean((np.diff(goals, axis=0) == 0).all(1)) > 0.3
+
+
+def test_a_robot_of_a_rate_that_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(SpecMismatch, match=r"rate_hz: expected 20\.0, got 30\.0"):
+        Stage(tmp_path, period=1 / 30).bridge()
+
+
 def test_contracts_are_compared_before_anything_moves(tmp_path):
     stage = Stage(tmp_path)
     other = Reach(control="velocity", size=16)

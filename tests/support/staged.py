@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import yaml
 from air import Air
@@ -26,13 +27,15 @@ COMMANDS = "/arm/command/gated"
 class Stage:
     """A simulated reach arm that plays in a thread, and the bridge's command in this one."""
 
-    def __init__(self, tmp_path, episodes=1, max_steps=60, **side):
+    def __init__(self, tmp_path, episodes=1, max_steps=60, period=0.05, **side):
         self.air, self.env = Air(), Reach(control="absolute", size=16, max_steps=max_steps)
-        self.contract = reach_robot(**side)
+        self.policy, self.outcomes, self.problem = Aiming(self.env, speed=0.8), [], None
+        # A robot may be faster than the policy.
+        self.env._spec = replace(self.env.spec, period=period)
+        self.contract = replace(reach_robot(**side), rate_hz=1 / period)
         self.robot = SimulatedRobot(
             self.env, self.contract, self.air.transport(), SystemClock(), RobotClock(), pause=0.2
         )
-        self.policy, self.outcomes, self.problem = Aiming(self.env, speed=0.8), [], None
         self.path, self.out = tmp_path / "robot.yaml", tmp_path / "out"
         self.path.write_text(yaml.safe_dump(json.loads(json.dumps(self.contract.document()))))
         self._episodes = episodes
