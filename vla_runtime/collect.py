@@ -25,7 +25,7 @@ from vla_runtime.compose import BadArguments, build_env, load, main, select_task
 from vla_runtime.contract import Contract
 from vla_runtime.data import page, report, schema
 from vla_runtime.data.attempts import Attempter, Job, action_specs, part_name, start_attempter
-from vla_runtime.data.episode import Part
+from vla_runtime.data.episode import Part, write_part
 from vla_runtime.data.unfinished import PARTS, require_same, save_settings, saved_settings, settings
 from vla_runtime.data.writer import Writer
 from vla_runtime.disk import locked, plain, write_text
@@ -82,6 +82,8 @@ def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     ValueError for settings that cannot be, for an out= that holds something else or is in use, RuntimeError
     for an expert that fails too often.
     """
+    if config["bag"] is not None:
+        return _from_bags(config)
     _check(config)
     config = _sampled(config)
     out = _folder(config)
@@ -106,6 +108,48 @@ def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         tallies = [_tally(out, task, wanted) for task in tasks]
         _attempt_all(config, out, tallies)
         own = _assemble(config, out, spec, actions, tallies)
+        shutil.rmtree(out / PARTS)
+        return _last_line(own, out), 0
+
+
+def _from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The successful episodes of recorded robots, as a data set like any other."""
+    from vla_runtime.ros.demonstrations import demonstrations
+
+    if config["contract"] is None:
+        raise BadArguments("contract: expected a YAML file with the robot's contract, got none")
+    if config["images"] not in schema.IMAGES:
+        raise BadArguments(f"images: expected one of {list(schema.IMAGES)}, got {config['images']!r}")
+    contract = Contract.load(config["contract"])
+    bags = [Path(one) for one in ([config["bag"]] if isinstance(config["bag"], str) else config["bag"])]
+    out = Path(config["out"] or f"{bags[0]}_data")
+    with locked(out):
+        if (out / schema.INFO).is_file():
+            raise BadArguments(f"out={out}: expected a new folder, got a data set")
+        found = [episode for bag in bags for episode in demonstrations(bag, contract, config["instruction"])]
+        kept = [episode for episode in found if episode.facts["success"]]
+        if not kept:
+            raise ValueError(f"bag: expected successful episodes, got none of {len(found)}")
+        tasks = sorted({str(episode.facts["instruction"]) for episode in kept})
+        name = "robot" if contract.robot is None else contract.robot.name
+        spec = EnvSpec(
+            name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, tuple(tasks),
+            max(episode.length for episode in kept),
+        )  # fmt: skip
+        tallies = [_Tally(task, 0) for task in range(len(tasks))]
+        rate = schema.frames_per_second(spec.period)
+        for episode in found:
+            if episode.facts["instruction"] not in tasks:
+                continue
+            tally = tallies[tasks.index(str(episode.facts["instruction"]))]
+            attempt = len(tally.done)
+            facts = {**episode.facts, "task": tally.task, "attempt": attempt}
+            tally.done[attempt] = bool(facts["success"])
+            tally.wanted += tally.done[attempt]
+            written = episode if facts["success"] else None
+            write_part(out / PARTS / part_name(tally.task, attempt), facts, written, config["images"], rate)
+        save_settings(out, config, sys.argv[1:])
+        own = _assemble(config, out, spec, {"action": spec.action}, tallies)
         shutil.rmtree(out / PARTS)
         return _last_line(own, out), 0
 

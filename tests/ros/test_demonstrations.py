@@ -1,0 +1,155 @@
+"""A recorded robot becomes a data set: aligned in time, with what succeeded and who moved it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from robots import reach_robot
+from staged import Stage
+
+from vla_runtime.bridge import RobotClock
+from vla_runtime.collect import collect
+from vla_runtime.compose import BadArguments, load
+from vla_runtime.control.recorder import Recording
+from vla_runtime.data.reader import Dataset
+from vla_runtime.robot_side import Topic
+from vla_runtime.ros.bags import BagWriter, Recorded
+from vla_runtime.ros.demonstrations import demonstrations
+from vla_runtime.ros.messages import encode, flag, image_message, state_message, text, trajectory
+
+STRING, BOOL = "std_msgs/msg/String", "std_msgs/msg/Bool"
+GATED = "trajectory_msgs/msg/JointTrajectory"
+
+
+class Bag:
+    """A bag of a reach arm that moves as told; its stamps are 500 seconds behind the bag's."""
+
+    def __init__(self, path, **side):
+        self.contract, self._bag = reach_robot(**side), BagWriter(path)
+
+    def tick(self, time, step, cameras=("overhead", "hand"), command=True):
+        robot = self.contract.robot
+        values = {"hand.y": 0.0, "j2": step / 200, "j1": step / 100, "hand.x": 0.0}
+        stream = robot.state["joints"]
+        self.say(stream.topic, stream.type, state_message(values, stream, time, ""), time)
+        for name in cameras:
+            camera = robot.cameras[name]
+            picture = np.full((16, 16, 3), step, np.uint8)
+            self.say(camera.topic, camera.type, image_message(picture, camera, time, ""), time + 0.002)
+        if command:
+            goal = {"j1": (step + 1) / 100, "j2": (step + 1) / 200}
+            self.say("/arm/command/gated", GATED, trajectory(goal, False, time + 0.01, f"a:{step}", 0.05), time + 0.01)
+
+    def end(self, time, success=True):
+        said = json.dumps({"success": success, "reason": "said"})
+        self.say("/vla/outcome", STRING, text(said), time)
+
+    def say(self, name, kind, message, time):
+        self._bag.write(Topic(name, kind), encode(message), time + 500.0)
+
+    def close(self):
+        self._bag.close()
+
+
+def read(bag, tmp_path, instruction="touch"):
+    bag.close()
+    return list(demonstrations(tmp_path / "bag", bag.contract, instruction))
+
+
+def test_rows_hold_what_was_seen_and_what_answered_it(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    for step in range(40):
+        # Cameras at half the rate.
+        bag.tick(1000 + step * 0.05, step, ("overhead", "hand") if step % 2 == 0 else ())
+    bag.end(1002.0)
+    (episode,) = read(bag, tmp_path)
+    assert episode.facts["success"]
+    assert 37 <= episode.length <= 40
+    joints = np.round(episode.columns["observation.state"][:, 0] * 100)
+    assert np.array_equal(np.diff(joints), np.ones(len(joints) - 1))
+    assert np.allclose(episode.columns["action"][:-1, 0] * 100, joints[:-1] + 1, atol=1e-4)
+    shown = np.array([episode.images["hand"][index][0, 0, 0] for index in episode.shown])
+    assert np.array_equal(shown, joints // 2 * 2)
+    assert not episode.columns["disturbed"].any()
+    assert episode.columns["image_fresh"].sum() == len(episode.images["hand"])
+
+
+def test_episodes_end_where_the_outcome_is_said(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    bag.say("/vla/instruction", STRING, text("first"), 999.9)
+    for step in range(20):
+        bag.tick(1000 + step * 0.05, step)
+    bag.end(1001.0, success=False)
+    bag.say("/vla/instruction", STRING, text("second"), 1001.01)
+    bag.say("/vla/takeover", BOOL, flag(True), 1001.6)
+    bag.say("/vla/takeover", BOOL, flag(False), 1001.8)
+    for step in range(20):
+        bag.tick(1001.5 + step * 0.05, step)
+    bag.end(1002.5)
+    first, second = read(bag, tmp_path, None)
+    assert [first.facts["success"], second.facts["success"]] == [False, True]
+    assert [first.facts["instruction"], second.facts["instruction"]] == ["first", "second"]
+    assert first.facts["reset"]["takeovers"] == []
+    assert second.facts["reset"]["takeovers"][0] == pytest.approx([1001.6, 1001.8], abs=0.02)
+    assert second.columns["observation.state"][0, 0] == 0
+
+
+def test_a_camera_that_falls_silent_ends_the_episodes_use(tmp_path, caplog):
+    bag = Bag(tmp_path / "bag")
+    for step in range(60):
+        bag.tick(1000 + step * 0.05, step, ("overhead", "hand") if step < 20 else ("overhead",))
+    bag.end(1003.0)
+    (episode,) = read(bag, tmp_path)
+    assert episode.length < 35
+    assert "camera hand fell silent" in caplog.text
+
+
+def test_rows_without_a_fresh_command_are_marked(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    for step in range(30):
+        bag.tick(1000 + step * 0.05, step, command=step < 10)
+    bag.end(1001.5)
+    (episode,) = read(bag, tmp_path)
+    assert not episode.columns["disturbed"][:9].any()
+    assert episode.columns["disturbed"][-10:].all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("outcome", r"expected the topics \['/vla/outcome'\]"), ("camera", r"expected the topics \['/cameras/hand'\]"),
+     ("instruction", "instruction: expected what the robot was to do"), ("size", "messages that can be read of")],
+)  # fmt: skip
+def test_bags_that_cannot_be_used(tmp_path, fault, words):
+    bag = Bag(tmp_path / "bag")
+    for step in range(10):
+        bag.tick(1000 + step * 0.05, step, ("overhead",) if fault == "camera" else ("overhead", "hand"))
+    if fault != "outcome":
+        bag.end(1000.5)
+    if fault == "size":
+        bag.contract = reach_robot(size=32)
+    with pytest.raises(ValueError, match=words):
+        read(bag, tmp_path, None if fault == "instruction" else "touch")
+
+
+def test_a_bridges_bag_becomes_a_data_set_like_any_other(tmp_path):
+    stage = Stage(tmp_path, episodes=2)
+    transport = stage.air.transport
+    stage.air.transport = lambda: Recorded(transport(), tmp_path / "bag", RobotClock())
+    with stage.playing():
+        stage.bridge("episodes=2")
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={stage.path}", f"out={tmp_path / 'data'}"]
+    line, code = collect(load("collect", [*asked, "instruction=touch"]))
+    assert (code, line["episodes"], line["env"]) == (0, 2, "reach_arm")
+    data = Dataset(tmp_path / "data", horizon=4)
+    live = [tick["state"].tobytes() for one in sorted(stage.out.glob("recordings/*")) for tick in Recording(one).ticks]
+    seen = [data[index][0] for index in range(len(data))]
+    assert np.mean([one.state.tobytes() in live for one in seen]) > 0.8
+    assert {one.instruction for one in seen} == {"touch"}
+    assert all(one.images["hand"].shape == (16, 16, 3) for one in seen)
+    data.close()
+    with pytest.raises(BadArguments, match="expected a new folder, got a data set"):
+        collect(load("collect", [*asked, "instruction=touch"]))
+    with pytest.raises(BadArguments, match="contract: expected a YAML file"):
+        collect(load("collect", [asked[0], f"out={tmp_path / 'other'}"]))

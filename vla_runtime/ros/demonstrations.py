@@ -1,0 +1,199 @@
+"""Bags of a robot as episodes: streams put on the contract's grid by the robot's own stamps, nothing made up.
+
+An episode ends where the outcome is said. A row holds the newest of every stream at its moment and the command that
+answered it; one in which a stream had been silent for too long ends the episode's use. It knows bags and messages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.contract import Contract
+from vla_runtime.data import schema
+from vla_runtime.data.episode import Episode
+from vla_runtime.ros.bags import messages
+from vla_runtime.ros.messages import ours, read_image, read_state, read_trajectory, stamp
+from vla_runtime.ros.robot import command_topics, gated
+from vla_runtime.ros.streams import robot_of
+from vla_runtime.types import Float, SpecMismatch
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Line:
+    """Samples of one stream, in the order of their stamps."""
+
+    times: list[float] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def add(self, time: float, value: Any) -> None:
+        if not self.times or time > self.times[-1]:
+            self.times.append(time)
+            self.values.append(value)
+
+    def before(self, time: float) -> int:
+        """Index of the newest at `time`; -1 for none."""
+        return bisect_right(self.times, time + 1e-6) - 1
+
+
+def demonstrations(path: Path, contract: Contract, instruction: str | None) -> Iterator[Episode]:
+    """The episodes of a bag, failures included; what cannot be used is left out with a warning.
+
+    instruction: until the bag says another; ValueError where neither does, for a bag without an outcome, and for one
+    that lacks a topic of the contract.
+    """
+    side = robot_of(contract)
+    if side.desk.outcome is None:
+        raise ValueError("contract: expected robot.desk.outcome, which says where episodes end and how, got none")
+    lines, ends, humans, said = _read(path, contract)
+    if not ends:
+        raise ValueError(f"{path}: expected an outcome on {side.desk.outcome}, got none; nobody said how it ended")
+    begins = -np.inf
+    for number, (end, success, reason) in enumerate(ends):
+        words = said.values[said.before(end)] if said.before(end) >= 0 else instruction
+        if words is None:
+            raise ValueError(
+                "instruction: expected what the robot was to do, got none in the bag or on the command line"
+            )
+        marks = [[start, stop] for start, stop in humans if begins < start < end]
+        facts = {
+            "success": success, "reason": reason, "task": 0, "instruction": words, "attempt": number, "seed": 0,
+            "begin_seed": 0, "initial_state": f"{path.name}:{number}", "trimmed": 0, "reset": {"takeovers": marks},
+        }  # fmt: skip
+        found = _episode(contract, lines, begins, end, facts)
+        if found is None:
+            _log.warning("%s, episode %d: left out, its streams do not overlap or fall silent", path, number)
+        else:
+            yield found
+        begins = end
+
+
+def _episode(
+    contract: Contract, lines: dict[str, _Line], begins: float, ends: float, facts: dict[str, Any]
+) -> Episode | None:
+    side, period = robot_of(contract), 1.0 / contract.rate_hz
+    ages = {f"camera {name}": one.max_age for name, one in side.cameras.items()}
+    ages |= {f"state {name}": one.max_age for name, one in side.state.items()}
+    commands = [lines[f"action {topic}"] for topic in command_topics(side.action)]
+    firsts = [
+        line.times[bisect_right(line.times, begins)] if bisect_right(line.times, begins) < len(line.times) else np.inf
+        for line in lines.values()
+    ]
+    start = max(firsts)
+    rows: list[dict[str, Any]] = []
+    images: dict[str, list[Any]] = {camera.name: [] for camera in contract.cameras}
+    shown: list[int] = []
+    last: tuple[int, ...] = ()
+    for step in range(int((ends - start) / period) if np.isfinite(start) else 0):
+        moment = start + step * period
+        places = {name: lines[name].before(moment) for name in ages}
+        stale = [name for name, place in places.items() if moment - lines[name].times[place] > ages[name]]
+        if stale:
+            _log.warning("episode %d: %s fell silent after %.2f s", facts["attempt"], stale[0], moment - start)
+            break
+        answered = [bisect_left(line.times, moment - 1e-6) for line in commands]
+        # What answered this moment, or what was still in force.
+        fresh = all(
+            at < len(line.times) and line.times[at] < moment + period
+            for line, at in zip(commands, answered, strict=True)
+        )
+        chosen = [at if fresh else line.before(moment) for line, at in zip(commands, answered, strict=True)]
+        action = np.zeros(contract.action.size, np.float32)
+        for line, at in zip(commands, chosen, strict=True):
+            for name, values in line.values[at].items():
+                action[contract.action.slices[name]] = values
+        seen = tuple(places[f"camera {camera.name}"] for camera in contract.cameras)
+        new = seen != last
+        if new:
+            for camera in contract.cameras:
+                images[camera.name].append(lines[f"camera {camera.name}"].values[places[f"camera {camera.name}"]])
+            last = seen
+        shown.append(max(0, len(next(iter(images.values()), [])) - 1))
+        state = np.concatenate(
+            [lines[f"state {group.name}"].values[places[f"state {group.name}"]] for group in contract.state.groups]
+        )
+        still = all(moment - line.times[at] <= side.expiry for line, at in zip(commands, chosen, strict=True))
+        rows.append(
+            {schema.STATE: state, "action": action, schema.FRESH: new or not images, schema.DISTURBED: not still}
+        )
+    if not rows:
+        return None
+    facts["steps"] = len(rows)
+    columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Episode(facts, columns, images, np.array(shown, np.int64))
+
+
+def _read(
+    path: Path, contract: Contract
+) -> tuple[dict[str, _Line], list[tuple[float, bool, str]], list[tuple[float, float]], _Line]:
+    """(streams and commands by name, outcomes, takeovers, instructions), all on the robot's clock."""
+    side, desk = robot_of(contract), robot_of(contract).desk
+    lines: dict[str, _Line] = defaultdict(_Line)
+    cameras = {one.topic: (name, one) for name, one in side.cameras.items()}
+    states: dict[str, list[str]] = defaultdict(list)
+    for name, stream in side.state.items():
+        states[stream.topic].append(name)
+    actions = {gated(topic): (topic, names) for topic, names in command_topics(side.action).items()}
+    specs = {camera.name: camera for camera in contract.cameras}
+    refused = 0
+    # How far the robot's clock is behind that of the bag, at the least delay so far.
+    delay = np.inf
+    ends: list[tuple[float, bool, str]] = []
+    humans: list[tuple[float, float]] = []
+    taken: float | None = None
+    said = _Line()
+    needed = {*cameras, *states, *actions, str(desk.outcome)}
+    there = {name for name, _, _ in messages(path)}
+    if not needed <= there:
+        raise ValueError(f"{path}: expected the topics {sorted(needed - there)}, got {sorted(there)}")
+    others = {one for one in (desk.takeover, desk.instruction) if one in there}
+    for topic, message, moment in messages(path, needed | others):
+        try:
+            if topic in cameras:
+                name, camera = cameras[topic]
+                lines[f"camera {name}"].add(stamp(message), read_image(message, camera, specs[name]))
+            elif topic in states:
+                delay = min(delay, moment - stamp(message))
+                for name in states[topic]:
+                    values = read_state(message, side.state[name], contract.state.group(name)).astype(np.float32)
+                    if not np.isfinite(values).all():
+                        raise SpecMismatch(f"state {name!r}: expected finite values")
+                    lines[f"state {name}"].add(stamp(message), values)
+            elif topic in actions:
+                own, names = actions[topic]
+                numbers, when, _ = read_trajectory(message)
+                lines[f"action {own}"].add(when, _groups(numbers, names, contract))
+            elif topic == desk.outcome:
+                told = json.loads(message.data)
+                ends.append((moment - delay, bool(told["success"]), str(told["reason"])))
+            elif topic == desk.instruction:
+                said.add(moment - delay, str(message.data))
+            elif message.data:
+                taken = moment - delay if taken is None else taken
+            elif taken is not None:
+                humans.append((taken, moment - delay))
+                taken = None
+        except (SpecMismatch, ValueError, KeyError, TypeError) as error:
+            refused += 1
+            if refused == 1:
+                _log.warning("%s: left out: %s", path, error)
+    wanted = [f"camera {name}" for name in side.cameras] + [f"state {name}" for name in side.state]
+    wanted += [f"action {topic}" for topic, _ in actions.values()]
+    if missing := [name for name in wanted if not lines[name].times]:
+        raise ValueError(f"{path}: expected messages that can be read of {', '.join(missing)}, got none")
+    return dict(lines), ends, humans, said
+
+
+def _groups(numbers: dict[str, float], names: list[str], contract: Contract) -> dict[str, Float]:
+    side = robot_of(contract)
+    return {name: ours(numbers, side.action[name], contract.action.group(name)).astype(np.float32) for name in names}
