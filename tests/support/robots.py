@@ -13,15 +13,15 @@ from vla_runtime.types import ActionChunk, PolicySpec
 
 
 def reach_robot(control="absolute", size=16, **changes):
-    """A contract for Reach, on topics of its own. changes: of the RobotSide."""
+    """A contract for Reach, on topics of its own, patient enough for a busy machine. changes: of the RobotSide."""
     spec = Reach(control=control, size=size).spec
     stop = "hold" if control == "absolute" else "zero"
     side = RobotSide(
         "reach_arm",
-        {name: CameraStream(f"/cameras/{name}", type="sensor_msgs/msg/Image") for name in ("overhead", "hand")},
+        {name: CameraStream(f"/cameras/{name}", "sensor_msgs/msg/Image", max_age=1.0) for name in ("overhead", "hand")},
         {
-            "joints": StateStream("/joint_states", ("j1", "j2")),
-            "position": StateStream("/joint_states", ("hand.x", "hand.y")),
+            "joints": StateStream("/joint_states", ("j1", "j2"), max_age=1.0),
+            "position": StateStream("/joint_states", ("hand.x", "hand.y"), max_age=1.0),
         },
         {"joints": CommandStream("/arm/command", ("j1", "j2"), stop)},
         desk=Desk(heartbeat="/vla/heartbeat", outcome="/vla/outcome", instruction="/vla/instruction"),

@@ -32,7 +32,7 @@ class Stage:
         self.policy, self.outcomes, self.problem = Aiming(self.env, speed=0.8), [], None
         # A robot may be faster than the policy.
         self.env._spec = replace(self.env.spec, period=period)
-        self.contract = replace(reach_robot(**side), rate_hz=1 / period)
+        self.contract = replace(reach_robot(**{"expiry": 0.5, **side}), rate_hz=1 / period)
         self.robot = SimulatedRobot(
             self.env, self.contract, self.air.transport(), SystemClock(), RobotClock(), pause=0.2
         )
