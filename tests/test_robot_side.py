@@ -10,8 +10,8 @@ import yaml
 from robots import reach_robot
 
 from vla_runtime.contract import Contract, differences
-from vla_runtime.robot_side import CameraStream, CommandStream, Desk, RobotSide, StateStream, Topic
-from vla_runtime.types import SpecMismatch
+from vla_runtime.robot_side import TWIST, CameraStream, CommandStream, Desk, RobotSide, StateStream, Topic
+from vla_runtime.types import ActionSpec, Group, SpecMismatch, StateSpec
 
 
 def test_document_round_trip(tmp_path):
@@ -61,6 +61,11 @@ def test_every_difference_of_two_robots_is_listed():
          "names: expected among linear.x"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", rotation="rot6d")}},
          "expected none for a group that is no rotation"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("linear.x", "linear.y"), "hold", TWIST)}},
+         "expected velocities in a geometry_msgs/msg/Twist, got a group of kind absolute"),
+        ("absolute", {"state": {"joints": StateStream("/j", ("a", "b"), max_age=0.0), "position": StateStream(
+            "/j", ("x", "y"))}}, "max_age: expected more than 0"),
+        ("absolute", {"desk": Desk(stop="stop")}, "desk stop: expected an absolute name"),
         ("absolute", {"skew": 0.0, "expiry": -1.0}, r"2 faults:\n  skew.*\n  expiry"),
     ],
 )  # fmt: skip
@@ -81,6 +86,57 @@ def test_a_faulty_document_is_refused_by_name(tmp_path):
     (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(SpecMismatch, match="expected a map in"):
         Contract.load(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("action", {"topic": "/c", "names": "ab", "stop": "hold"}, "names: expected"),
+        ("action", {"topic": "/c", "names": ["a", 2], "stop": "hold"}, "names: expected"),
+        ("action", {"topic": "/c", "names": ["a", "b"], "stop": "hold", "scale": "2.0"}, "scale: expected float"),
+        (
+            "action",
+            {"topic": "/c", "names": ["a", "b"], "stop": "hold", "scale": float("nan")},
+            "scale: expected float",
+        ),
+        ("action", {"topic": None, "names": ["a", "b"], "stop": "hold"}, "topic: expected str, got None"),
+        (
+            "action",
+            {"topic": "/c", "names": ["a", "b"], "stop": "hold", "reliable": "false"},
+            "reliable: expected bool",
+        ),
+        ("action", {"topic": "/c", "names": ["a", "b"], "stop": "hold", "depth": True}, "depth: expected int"),
+        ("state", {"topic": "/s", "names": ["a", "b"], "max_age": float("inf")}, "max_age: expected float"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(part, values, words):
+    document = reach_robot().document()
+    document["robot"][part]["joints"] = values
+    with pytest.raises(SpecMismatch, match=f"robot {part} 'joints', {words}"):
+        Contract.read(document)
+    for name, value in (("expiry", "0.2"), ("skew", None), ("name", 3)):
+        broken = reach_robot().document()
+        broken["robot"][name] = value
+        with pytest.raises(SpecMismatch, match=f"robot, {name}: expected"):
+            Contract.read(broken)
+
+
+def test_groups_of_one_topic_do_not_share_names_and_mean_the_same():
+    spec = ActionSpec((_group("arm", "velocity"), _group("hand", "absolute")))
+    state = StateSpec((_group("arm", "measured"),))
+    side = RobotSide(
+        "r", {}, {"arm": StateStream("/s", ("a",))},
+        {"arm": CommandStream("/c", ("a",), "cease"), "hand": CommandStream("/c", ("a",), "cease")},
+    )  # fmt: skip
+    with pytest.raises(SpecMismatch, match=r"names: expected others .* got \['a'\]\n .*velocities or goals, got both"):
+        side.require((), state, spec)
+    moved = ActionSpec((_group("arm", "delta"), _group("hand", "absolute")))
+    with pytest.raises(SpecMismatch, match="expected goals or velocities, got increments"):
+        side.require((), state, moved)
+
+
+def _group(name, kind):
+    return Group(name, ("x",), kind, "1", (-1.0,), (1.0,))
 
 
 def test_topics_have_absolute_names():

@@ -60,6 +60,8 @@ def bridge(config: Config) -> Result:
     """Run one side until it is told to stop or its episodes are over. BadArguments for options that cannot be."""
     if config["contract"] is None:
         raise BadArguments("contract: expected a YAML file with the robot's contract, got none")
+    if config["episodes"] < 1:
+        raise BadArguments(f"episodes: expected at least 1, got {config['episodes']}")
     if config["side"] not in SIDES:
         raise BadArguments(f"side: expected one of {', '.join(SIDES)}, got {config['side']!r}")
     contract = Contract.load(config["contract"])
@@ -76,7 +78,7 @@ def bridge(config: Config) -> Result:
         if config["side"] == "gate":
             return _gate(config, contract, transport, clock, stop)
         if config["side"] == "robot":
-            return _robot(config, contract, transport, clock)
+            return _robot(config, contract, transport, clock, stop)
         return _policy(config, contract, transport, clock, stop)
     finally:
         transport.close()
@@ -90,7 +92,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     policy: Policy = build(values)
     safety = Safety(Timeouts(**config["safety"]))
     steps = 10**9 if config["steps"] is None else config["steps"]
-    robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps)
+    robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps, stop.is_set)
     have = Contract.of(robot.spec)
     require_match(have, _at_rate(Contract.of(policy.spec), have.rate_hz), f"robot {robot.spec.name}", policy.spec.name)
     # A robot's time is the machine's.
@@ -130,7 +132,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
         if result.outcome is not None:
             ended.append(result.outcome.success)
             _log.info("episode %d: %s", episode, result.outcome.reason)
-        if stop.is_set():
+        if stop.is_set() or problem is not None:
             break
     faults = dict(robot.faults + robot.streams.faults)
     policy.close()
@@ -140,6 +142,8 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
         "events": [[event.what, event.reason] for event in safety.events], "out": str(out),
     }  # fmt: skip
     write_json(out / "summary.json", line)
+    if safety.stopped is not None:
+        return {**line, "error": f"the robot was stopped at the end: {safety.stopped}"}, 1
     return line, 0
 
 
@@ -186,7 +190,7 @@ class _Teller:
         )
 
 
-def _robot(config: Config, contract: Contract, transport: Transport, clock: Clock) -> Result:
+def _robot(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
     values = dict(config["env"])
     wanted = values.pop("tasks", None)
     env = build(values)
@@ -195,7 +199,9 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
         robot = SimulatedRobot(env, contract, transport, clock, RobotClock(), cameras=config["cameras"])
         rows = []
         for episode in range(config["episodes"]):
-            outcome, facts = robot.play(config["seed"], task, episode, config["patience"])
+            outcome, facts = robot.play(config["seed"], task, episode, config["patience"], stop.is_set)
+            if stop.is_set():
+                break
             rows.append({"episode": episode, "success": outcome.success, "reason": outcome.reason, **facts})
             _log.info("episode %d: %s", episode, outcome.reason)
     finally:
@@ -203,7 +209,7 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
     successes = sum(bool(row["success"]) for row in rows)
     line = {
         "transport": config["choices"]["transport"], "side": "robot", "env": env.spec.name, "episodes": len(rows),
-        "successes": successes, "success_rate": successes / len(rows),
+        "successes": successes, "success_rate": successes / max(1, len(rows)),
         "ci95": [round(one, 6) for one in wilson_interval(successes, len(rows))],
         "refused": dict(robot.refused), "faults": dict(robot.faults), "health": transport.health(),
     }  # fmt: skip

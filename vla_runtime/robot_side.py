@@ -6,6 +6,7 @@ on its side) is declared here and converted; nothing is guessed. It knows neithe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -138,6 +139,9 @@ class RobotSide:
     def read(cls, document: Any) -> RobotSide:
         """The inverse of `document`; what has a default may be missing. SpecMismatch for anything else."""
         given = dict(_mapping(document, "robot"))
+        for one, kind in (("name", "str"), ("skew", "float"), ("expiry", "float")):
+            if one in given and not _fits(given[one], kind):
+                raise SpecMismatch(f"robot, {one}: expected {kind}, got {given[one]!r}")
         kinds = {"cameras": CameraStream, "state": StateStream, "action": CommandStream}
         known = {one.name for one in fields(cls)}
         if not {"name", *kinds} <= set(given) <= known:
@@ -172,7 +176,16 @@ class RobotSide:
                 found += _expect(f"action {group.name!r}, type", command.type, COMMANDS)
                 found += _conversion(f"action {group.name!r}", group, command)
                 found += _stopping(group, command)
-        found += _one_type_a_topic(self.action)
+        found += _one_way_a_topic(self.action, action)
+        ages = {name: one.max_age for name, one in self.cameras.items()}
+        ages |= {name: one.max_age for name, one in self.state.items()}
+        found += [
+            f"{name!r}, max_age: expected more than 0 seconds, got {age}" for name, age in ages.items() if not age > 0
+        ]
+        for name in ("heartbeat", "stop", "reset", "takeover", "instruction", "outcome", "status"):
+            topic = getattr(self.desk, name)
+            if topic is not None and not topic.startswith("/"):
+                found.append(f"desk {name}: expected an absolute name such as /vla/stop, got {topic!r}")
         for name in ("skew", "expiry"):
             if not getattr(self, name) > 0:
                 found.append(f"{name}: expected more than 0 seconds, got {getattr(self, name)}")
@@ -181,7 +194,15 @@ class RobotSide:
 
 
 def _stopping(group: Group, command: CommandStream) -> list[str]:
-    moving = group.kind in ("velocity", "delta")
+    if group.kind == "delta":
+        return [
+            f"action {group.name!r}: expected goals or velocities, got increments, which a lost command would change"
+        ]
+    moving = group.kind == "velocity"
+    if command.type in (TWIST, TWIST_STAMPED) and not moving:
+        return [
+            f"action {group.name!r}, type: expected velocities in a {command.type}, got a group of kind {group.kind}"
+        ]
     if command.stop not in STOPS:
         return _expect(f"action {group.name!r}, stop", command.stop, STOPS)
     if command.stop == "zero" and not moving:
@@ -212,14 +233,25 @@ def _conversion(what: str, group: Group, stream: StateStream | CommandStream) ->
     return found
 
 
-def _one_type_a_topic(action: Mapping[str, CommandStream]) -> list[str]:
+def _one_way_a_topic(action: Mapping[str, CommandStream], spec: ActionSpec) -> list[str]:
     found: list[str] = []
+    names: dict[str, set[str]] = {}
+    moving: dict[str, set[bool]] = {}
     kinds: dict[str, CommandStream] = {}
     for name, stream in action.items():
         first = kinds.setdefault(stream.topic, stream)
         same = ("type", "stop", "reliable", "depth")
         if any(getattr(first, one) != getattr(stream, one) for one in same):
             found.append(f"action {name!r}: expected the same {', '.join(same)} as others on {stream.topic}")
+        there = names.setdefault(stream.topic, set())
+        if twice := sorted(there & set(stream.names)):
+            found.append(f"action {name!r}, names: expected others than those of another group, got {twice}")
+        there |= set(stream.names)
+        if name in spec.slices:
+            moving.setdefault(stream.topic, set()).add(spec.group(name).kind == "velocity")
+    for topic, both in moving.items():
+        if len(both) > 1:
+            found.append(f"action on {topic}: expected velocities or goals, got both; give them topics of their own")
     return found
 
 
@@ -239,11 +271,25 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 def _made(kind: Any, values: Any, what: str) -> Any:
     given = {key: tuple(one) if isinstance(one, list) else one for key, one in _mapping(values, what).items()}
+    for one in fields(kind):
+        if one.name in given and not _fits(given[one.name], str(one.type)):
+            raise SpecMismatch(f"{what}, {one.name}: expected {one.type}, got {given[one.name]!r}")
     try:
         return kind(**given)
     except TypeError as error:
         known = [one.name for one in fields(kind)]
         raise SpecMismatch(f"{what}: expected keys among {known}, got {sorted(given)}: {error}") from error
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if kind.endswith(" | None"):
+        return value is None or _fits(value, kind.removesuffix(" | None"))
+    if kind == "tuple[str, ...]":
+        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if kind == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    known: dict[str, type] = {"str": str, "bool": bool, "int": int}
+    return isinstance(value, known[kind]) and (kind != "int" or not isinstance(value, bool))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

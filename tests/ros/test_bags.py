@@ -91,6 +91,49 @@ def test_a_bag_can_stand_where_the_robot_stood(tmp_path):
     assert json.loads((again.out / "summary.json").read_text())["ticks"] == line["ticks"]
 
 
+def test_a_bag_that_is_recorded_while_it_plays_ends_too(tmp_path):
+    writer = BagWriter(tmp_path / "bag")
+    writer.write(WORDS, encode(text("a")), 1.0)
+    writer.close()
+    both = Recorded(BagTransport(str(tmp_path / "bag")), tmp_path / "second", SystemClock())
+    both.open([])
+    while not both.over:
+        time.sleep(0.01)  # noqa: TID251
+    both.close()
+
+
+def test_a_bag_that_cannot_be_written_keeps_nobody_from_hearing(tmp_path, monkeypatch):
+    air, heard = Air(), []
+    one, two = Recorded(air.transport(), tmp_path / "bag", SystemClock()), air.transport()
+    two.open([WORDS])
+    one.subscribe(WORDS, heard.append)
+    monkeypatch.setattr(one._bag, "write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    two.publish(WORDS, text("stop"))
+    assert [message.data for message in heard] == ["stop"]
+    assert one.health() == ["the bag is incomplete: disk full"]
+
+
+def test_what_a_listener_raises_does_not_end_the_bag(tmp_path):
+    writer = BagWriter(tmp_path / "bag")
+    for moment in (1.0, 1.01):
+        writer.write(WORDS, encode(text("a")), moment)
+    writer.close()
+    bag = BagTransport(str(tmp_path / "bag"))
+    bag.open([])
+    bag.subscribe(WORDS, lambda message: 1 / 0)
+    while not bag.over:
+        time.sleep(0.01)  # noqa: TID251
+    bag.close()
+    assert bag.health() == ["/words: messages that could not be used (2 times)"]
+
+
+def test_a_bag_that_is_not_there_leaves_nothing_behind(tmp_path):
+    bag = BagTransport(str(tmp_path / "none"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="expected a bag"):
+        bag.open([])
+    assert not (tmp_path / "out").exists()
+
+
 def test_messages_of_another_type_are_told(tmp_path):
     writer = BagWriter(tmp_path / "bag")
     writer.write(WORDS, encode(text("a")), 1.0)

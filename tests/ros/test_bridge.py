@@ -14,13 +14,14 @@ from staged import COMMANDS, Stage
 from envs.reach import Reach
 from vla_runtime.bridge import RobotClock
 from vla_runtime.compose import BadArguments
-from vla_runtime.control.clock import SystemClock
+from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.recorder import Recording
+from vla_runtime.control.safety import Safety
 from vla_runtime.robot_side import Topic
-from vla_runtime.ros.messages import empty, flag, text, trajectory
-from vla_runtime.ros.robot import GATED
+from vla_runtime.ros.messages import empty, flag, stamp, text, trajectory
+from vla_runtime.ros.robot import GATED, RosRobot
 from vla_runtime.ros.simulated import SimulatedRobot
-from vla_runtime.types import SpecMismatch
+from vla_runtime.types import Command, SpecMismatch
 
 
 def test_episodes_over_a_transport_end_as_they_should(tmp_path):
@@ -173,6 +174,47 @@ def test_a_robot_faster_than_its_policy_gets_every_goal_several_times(tmp_path):
 def test_a_robot_of_a_rate_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(SpecMismatch, match=r"rate_hz: expected 20\.0, got 30\.0"):
         Stage(tmp_path, period=1 / 30).bridge()
+
+
+def test_what_was_decided_long_ago_says_so(tmp_path):
+    """A bridge that was suspended between deciding and sending: the stamp is of what it had heard."""
+    stage = Stage(tmp_path)
+    clock, safety = VirtualClock(5.0), Safety()
+    robot = RosRobot(stage.contract, stage.air.transport(), clock, safety, "touch")
+    stage.robot._say(stage.env.observe(("overhead", "hand")))
+    heard = stage.air.messages("/joint_states", "sensor_msgs/msg/JointState")[-1]
+    clock.sleep_until(50.0)
+    robot.apply(Command(np.zeros(2, np.float32), 5.0))
+    assert stage.commands()[-1][1] == pytest.approx(stamp(heard), abs=1e-6)
+
+
+def test_an_outcome_of_the_episode_before_does_not_end_the_next(tmp_path):
+    stage = Stage(tmp_path)
+    robot = RosRobot(stage.contract, stage.air.transport(), SystemClock(), Safety(), "touch")
+
+    def speak():
+        stage.tell("/vla/outcome", "String", text('{"success": false, "reason": "time"}'))
+        stage.robot._say(stage.env.observe(("overhead", "hand")))
+
+    threading.Timer(0.2, speak).start()
+    robot.reset(0, 0, 0)
+    assert robot.outcome() is None
+
+
+def test_a_stopped_robot_is_no_success(tmp_path):
+    with Stage(tmp_path, max_steps=20).playing() as stage:
+        line, code = stage.bridge(arm=False)
+    assert code == 1
+    assert "not armed yet" in line["error"]
+
+
+def test_both_sides_end_when_they_are_told_to(tmp_path):
+    stage = Stage(tmp_path)
+    outcome, _ = stage.robot.play(0, 0, 0, 30.0, lambda: True)
+    assert outcome.reason == "stopped"
+    robot = RosRobot(stage.contract, stage.air.transport(), SystemClock(), Safety(), "touch", told_to_end=lambda: True)
+    with pytest.raises(RuntimeError, match="told to stop before everything was seen"):
+        robot.reset(0, 0, 0)
 
 
 def test_contracts_are_compared_before_anything_moves(tmp_path):

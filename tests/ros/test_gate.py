@@ -12,7 +12,7 @@ from robots import reach_robot
 from vla_runtime.control.clock import VirtualClock
 from vla_runtime.robot_side import CommandStream, Topic
 from vla_runtime.ros.gate import Gate, GateNode
-from vla_runtime.ros.messages import trajectory
+from vla_runtime.ros.messages import empty, flag, trajectory
 from vla_runtime.ros.robot import GATED
 
 NAMES = ("j1", "j2")
@@ -96,7 +96,9 @@ class Node:
 
     def send(self, values=(0.1, 0.2), age=0.0):
         self._count += 1
-        message = command(self._count, self.stamps.now() - age, values=values)
+        values = dict(zip(NAMES, values, strict=True))
+        stamp = self.stamps.now() - age
+        message = trajectory(values, self.stream.stop == "zero", stamp, f"a:{self._count}", 0.05)
         self.air.say(Topic(f"{self.stream.topic}/gated", GATED), message)
 
     def heard(self):
@@ -115,7 +117,8 @@ def test_without_commands_the_robot_is_brought_to_a_stand(stop, told):
     node.wait(0.1)
     node.wait(0.1)
     heard = node.heard()[1:]
-    assert len(heard) == (0 if told is None else 2)
+    # A place is said once, a velocity of zero again and again.
+    assert len(heard) == {"hold": 1, "cease": 0, "zero": 2}[stop]
     for message in heard:
         values = message.data if stop == "zero" else message.points[0].positions
         assert values.tolist() == told
@@ -131,6 +134,56 @@ def test_the_watchdog_heeds_no_clock_of_the_robot():
     node.clock.sleep_until(1.0)
     node.node.tick()
     assert node.node.faults["watchdog"] == 1
+
+
+def test_names_are_put_in_the_robots_order():
+    node = Node(CommandStream("/arm", NAMES, "hold", "std_msgs/msg/Float64MultiArray"))
+    message = trajectory({"j2": 2.0, "j1": 1.0}, False, node.stamps.now(), "a:0", 0.05)
+    node.air.say(Topic("/arm/gated", GATED), message)
+    assert node.heard()[0].data.tolist() == [1.0, 2.0]
+
+
+def test_velocities_are_no_places():
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    message = trajectory({"j1": 1.0, "j2": 2.0}, True, node.stamps.now(), "a:0", 0.05)
+    node.air.say(Topic("/arm/gated", GATED), message)
+    assert node.heard() == []
+    assert node.node.refused == {"wrong": 1}
+
+
+def test_zero_is_what_the_robot_calls_so():
+    """Half way is a stand, for this one."""
+    node = Node(CommandStream("/arm", NAMES, "zero", scale=2.0, offset=-1.0))
+    message = trajectory({"j1": 0.9, "j2": 0.9}, True, node.stamps.now(), "a:0", 0.05)
+    node.air.say(Topic("/arm/gated", GATED), message)
+    node.wait(0.3)
+    assert node.heard()[-1].points[0].velocities.tolist() == [0.5, 0.5]
+
+
+def test_a_stop_holds_whatever_becomes_of_the_bridge():
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    node.send()
+    node.air.say(Topic("/vla/stop", "std_msgs/msg/Empty"), empty())
+    node.wait(0.01)
+    assert node.node.faults["watchdog"] == 1
+    heard = len(node.heard())
+    node.send((0.5, 0.5))
+    assert len(node.heard()) == heard
+    node.air.say(Topic("/vla/reset", "std_msgs/msg/Empty"), empty())
+    node.send((0.5, 0.5))
+    assert node.heard()[-1].points[0].positions.tolist() == [0.5, 0.5]
+
+
+def test_a_human_is_not_fought():
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    node.send()
+    node.air.say(Topic("/vla/takeover", "std_msgs/msg/Bool"), flag(True))
+    node.wait(1.0)
+    node.send()
+    assert len(node.heard()) == 1
+    node.air.say(Topic("/vla/takeover", "std_msgs/msg/Bool"), flag(False))
+    node.send()
+    assert len(node.heard()) == 2
 
 
 def test_old_commands_reach_no_controller():

@@ -100,6 +100,14 @@ def test_images_that_are_none(change, words):
         read_image(message, CameraStream("/top", RAW), CAMERA)
 
 
+def test_an_empty_image_is_no_black_one():
+    message = image_message(picture(), CameraStream("/top", RAW), 1.0, "")
+    message.height = message.width = message.step = 0
+    message.data = np.zeros(0, np.uint8)
+    with pytest.raises(SpecMismatch, match="got an empty image"):
+        read_image(message, CameraStream("/top", RAW, resize=True), CAMERA)
+
+
 def test_a_compressed_image_that_is_none():
     message = image_message(picture(), CameraStream("/top", COMPRESSED), 1.0, "")
     message.data = np.frombuffer(b"GIF89a no", np.uint8)
@@ -121,7 +129,7 @@ def test_joints_are_found_by_their_names_in_any_order():
 def test_commands_come_back_as_they_went(values, scale, offset):
     stream = CommandStream("/c", ("x", "y", "z"), "hold", scale=scale, offset=offset)
     message = over(trajectory(theirs(values, stream, JOINTS), False, 3.5, "me:7", 0.05))
-    named, when, frame = read_trajectory(message)
+    named, when, frame = read_trajectory(message, False)
     assert (when, frame) == (3.5, "me:7")
     assert np.allclose(ours(named, stream, JOINTS), values, atol=1e-9)
 
@@ -145,12 +153,15 @@ def test_trajectories_that_are_none(change, words):
     for name, value in change.items():
         setattr(message, name, value)
     with pytest.raises(SpecMismatch, match=words):
-        read_trajectory(message)
+        read_trajectory(message, False)
 
 
 def test_numbers_that_are_none_are_refused():
     with pytest.raises(SpecMismatch, match="expected finite numbers"):
-        read_trajectory(trajectory({"a": float("nan")}, False, 1.0, "me:0", 0.05))
+        read_trajectory(trajectory({"a": float("nan")}, False, 1.0, "me:0", 0.05), False)
+    for moving in (False, True):
+        with pytest.raises(SpecMismatch, match="alone, got the others, too"):
+            read_trajectory(trajectory({"a": 1.0}, not moving, 1.0, "me:0", 0.05), moving)
     with pytest.raises(SpecMismatch, match="stamp messages at their source"):
         stamp(trajectory({"a": 1.0}, False, 0.0, "", 0.05))
 

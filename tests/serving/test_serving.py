@@ -162,6 +162,26 @@ def test_questions_that_wait_are_answered_in_one_pass_and_a_wrong_one_spoils_non
             remote.close()
 
 
+def test_a_pass_that_goes_wrong_leaves_nobody_waiting(env, seen):
+    class Short(Policy):
+        def together(self):
+            def answer(sessions, newest, committed):
+                time.sleep(0.05)  # noqa: TID251
+                return [session.predict([one]) for session, one in zip(sessions, newest, strict=True)][1:]
+
+            return answer
+
+    with serving(Short(env), batch=3) as server:
+        remotes = [RemotePolicy(server.address) for _ in range(3)]
+        sessions = [remote.begin(0) for remote in remotes]
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda session: session.predict([seen]).actions.shape, sessions))
+        assert set(found) == {(16, 2)}
+        assert sessions[0].predict([seen]).actions.shape == (16, 2)
+        for remote in remotes:
+            remote.close()
+
+
 def test_a_batch_needs_a_policy_that_can(env):
     with pytest.raises(ValueError, match="batch: expected a policy that answers several sessions in one pass"):
         PolicyServer(Policy(env), batch=2)

@@ -82,4 +82,4 @@ class Stage:
         return [json.loads(one.data) for one in self.air.messages("/vla/status", "std_msgs/msg/String")]
 
     def commands(self):
-        return [read_trajectory(one) for one in self.air.messages(COMMANDS, GATED)]
+        return [read_trajectory(one, False) for one in self.air.messages(COMMANDS, GATED)]

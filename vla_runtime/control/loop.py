@@ -184,7 +184,7 @@ class _Loop:
         # How long the last answers took; begun anew with the motion.
         self._waits: deque[float] = deque(maxlen=_REMEMBERED)
         self._stand: Float | None = None
-        self._moves_since = -math.inf
+        self._moves_since = self._since = -math.inf
         # Seconds into the period when the question was asked.
         self._looked = 0.0
         self._began = self._outside = 0.0
@@ -285,9 +285,11 @@ class _Loop:
         observed = min([observation.time, *observation.image_times.values()])
         allowed = self._safety.check(now, observed, covered)
         # Also where a stop came and went between two ticks.
-        if not allowed or self._safety.since != self._moves_since:
+        if not allowed or self._safety.since != self._since:
             looked = all(name in observation.images for name in self._policy_cameras)
-            self._moves_since, self._next_plan = self._safety.since, index + (not allowed or not looked)
+            self._since, self._next_plan = self._safety.since, index + (not allowed or not looked)
+            # On the loop's own time, which lags behind the clock of whoever allowed it by an observation's age.
+            self._moves_since = now
             self._forget()
             self._thinking.forget()
             self._limits.begin(self._env.spec, observation)

@@ -5,6 +5,7 @@ Bytes are kept as they came. Reading also takes the SQLite bags of ROS 2 and tho
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -23,6 +24,7 @@ from vla_runtime.ros.transport import OnMessage, Transport
 
 # Seconds without a new subscriber after which a bag begins to play.
 _SETTLED = 0.3
+_log = logging.getLogger(__name__)
 
 
 def messages(path: Path, topics: Collection[str] | None = None) -> Iterator[tuple[str, Any, float]]:
@@ -78,28 +80,44 @@ class Recorded:
     def __init__(self, transport: Transport, path: Path, stamps: Clock):
         self._transport, self._stamps = transport, stamps
         self._bag = BagWriter(path)
+        self._problem = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether the transport has said all it has to say, where it knows."""
+        return bool(getattr(self._transport, "over", False))
 
     def open(self, publishes: Sequence[Topic]) -> None:
         self._transport.open(publishes)
 
     def subscribe(self, topic: Topic, on_message: OnMessage) -> None:
         def recorded(message: Any) -> None:
-            self._bag.write(topic, encode(message), self._stamps.now())
+            moment = self._stamps.now()
             on_message(message)
+            self._write(topic, message, moment)
 
         self._transport.subscribe(topic, recorded)
 
     def publish(self, topic: Topic, message: Any) -> None:
         self._transport.publish(topic, message)
         # Afterwards: what could not be sent was not said.
-        self._bag.write(topic, encode(message), self._stamps.now())
+        self._write(topic, message, self._stamps.now())
 
     def health(self) -> list[str]:
-        return self._transport.health()
+        return [*self._transport.health(), *([self._problem] if self._problem else [])]
 
     def close(self) -> None:
         self._transport.close()
         self._bag.close()
+
+    def _write(self, topic: Topic, message: Any, moment: float) -> None:
+        try:
+            self._bag.write(topic, encode(message), moment)
+        except (OSError, WriterError) as error:
+            # A full disk does not keep anybody from hearing a stop.
+            if not self._problem:
+                _log.error("the bag is incomplete: %s", error)
+            self._problem = f"the bag is incomplete: {error}"
 
 
 class BagTransport:
@@ -112,7 +130,8 @@ class BagTransport:
         if not rate > 0:
             raise ValueError(f"transport.rate: expected more than 0, got {rate}")
         self._path, self._rate = Path(path), rate
-        self._out = None if out is None else BagWriter(Path(out))
+        self._to = None if out is None else Path(out)
+        self._out: BagWriter | None = None
         self._clock = SystemClock()
         self._heard: dict[str, list[tuple[Topic, OnMessage]]] = {}
         self._changed, self._closed = self._clock.now(), threading.Event()
@@ -123,6 +142,7 @@ class BagTransport:
     def open(self, publishes: Sequence[Topic]) -> None:
         # Read as it plays; one that is no bag is said at once.
         next(messages(self._path))
+        self._out = None if self._to is None else BagWriter(self._to)
         self._changed = self._clock.now()
         self._thread.start()
 
@@ -157,5 +177,9 @@ class BagTransport:
                 if message.__msgtype__ != topic.type:
                     self._problems[f"{name}: expected {topic.type}, got {message.__msgtype__}"] += 1
                     continue
-                on_message(message)
+                try:
+                    on_message(message)
+                except Exception:
+                    self._problems[f"{name}: messages that could not be used"] += 1
+                    _log.exception("%s", name)
         self.over = True

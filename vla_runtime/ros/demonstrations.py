@@ -171,7 +171,8 @@ def _read(
                     lines[f"state {name}"].add(stamp(message), values)
             elif topic in actions:
                 own, names = actions[topic]
-                numbers, when, _ = read_trajectory(message)
+                moving = contract.action.group(names[0]).kind == "velocity"
+                numbers, when, _ = read_trajectory(message, moving)
                 lines[f"action {own}"].add(when, _groups(numbers, names, contract))
             elif topic == desk.outcome:
                 told = json.loads(message.data)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from vla_runtime.contract import Contract
 from vla_runtime.control.clock import Clock
 from vla_runtime.robot_side import CommandStream, Topic
-from vla_runtime.ros.messages import command_message, read_trajectory
+from vla_runtime.ros.messages import command_message, read_trajectory, theirs
 from vla_runtime.ros.robot import GATED, command_topics, gated
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
@@ -25,13 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Judges the commands of one topic. names: what each must say; expiry: seconds for which one counts.
+    """Judges the commands of one topic. names: what each must say; expiry: seconds for which one counts; moving:
+    whether they are velocities.
 
     `refused` counts those that did not pass, by reason.
     """
 
-    def __init__(self, names: tuple[str, ...], expiry: float):
-        self._names, self._expiry = set(names), expiry
+    def __init__(self, names: tuple[str, ...], expiry: float, moving: bool = False):
+        self._names, self._expiry, self._moving = names, expiry, moving
         self._origin, self._sequence, self._stamp = "", -1, -float("inf")
         self._superseded: set[str] = set()
         self._not_before = -float("inf")
@@ -44,14 +48,14 @@ class Gate:
     def offer(self, message: Any, now: float) -> dict[str, float] | None:
         """The values of a command that may be executed at `now`, the robot's time; None for one that may not."""
         try:
-            values, stamped, frame = read_trajectory(message)
+            values, stamped, frame = read_trajectory(message, self._moving)
             origin, _, number = frame.rpartition(":")
             if not origin or not number.isdecimal():
                 raise SpecMismatch(f"frame: expected <bridge>:<number>, got {frame!r}")
         except SpecMismatch as error:
             return self._refused("wrong", str(error))
         sequence = int(number)
-        if set(values) != self._names:
+        if set(values) != set(self._names):
             return self._refused("wrong", f"expected {sorted(self._names)}, got {sorted(values)}")
         if abs(now - stamped) > self._expiry:
             return self._refused(
@@ -68,7 +72,8 @@ class Gate:
                 return self._refused("of another bridge", f"expected commands of {self._origin}, got one of {origin}")
             self._superseded |= {self._origin} - {""}
         self._origin, self._sequence, self._stamp = origin, sequence, stamped
-        return values
+        # In our order: some of what controllers hear has no names.
+        return {name: values[name] for name in self._names}
 
     def _refused(self, reason: str, detail: str) -> dict[str, float] | None:
         self.refused[reason] += 1
@@ -90,21 +95,32 @@ class GateNode:
         self._lock = threading.Lock()
         self._passed: dict[str, tuple[dict[str, float], float]] = {}
         self._standing: set[str] = set()
+        self._stopped = self._human = False
         self.gates: dict[str, Gate] = {}
         self.faults: Counter[str] = Counter()
         topics = command_topics(self._side.action)
         streams = {topic: self._side.action[names[0]] for topic, names in topics.items()}
         transport.open([Topic(topic, one.type, one.reliable, one.depth) for topic, one in streams.items()])
-        self._streams = streams
+        self._streams, self._zeros = streams, dict[str, dict[str, float]]()
         self._moving = {topic: contract.action.group(names[0]).kind == "velocity" for topic, names in topics.items()}
         for topic, names in topics.items():
             wanted = tuple(one for name in names for one in self._side.action[name].names)
-            self.gates[topic] = Gate(wanted, self._side.expiry)
+            self.gates[topic] = Gate(wanted, self._side.expiry, self._moving[topic])
+            self._zeros[topic] = {}
+            for name in names:
+                group = contract.action.group(name)
+                self._zeros[topic] |= theirs(np.zeros(group.size), self._side.action[name], group)
 
             def on_message(message: Any, topic: str = topic) -> None:
                 self._offered(topic, message)
 
             transport.subscribe(Topic(gated(topic), GATED), on_message)
+        desk = self._side.desk
+        for told, stopped in ((desk.stop, True), (desk.reset, False)):
+            if told is not None:
+                transport.subscribe(Topic(told, "std_msgs/msg/Empty"), partial(self._told, stopped))
+        if desk.takeover is not None:
+            transport.subscribe(Topic(desk.takeover, "std_msgs/msg/Bool"), self._taken)
 
     @property
     def refused(self) -> Counter[str]:
@@ -114,21 +130,37 @@ class GateNode:
     def tick(self) -> None:
         """The watchdog: bring to a stand what nobody has commanded for too long."""
         with self._lock:
+            if self._human:
+                return
             now = self._clock.now()
-            late = [topic for topic, (_, since) in self._passed.items() if now - since > self._side.expiry]
+            late = [
+                topic for topic, (_, since) in self._passed.items() if self._stopped or now - since > self._side.expiry
+            ]
             for topic in late:
                 stream, (values, _) = self._streams[topic], self._passed[topic]
                 if topic not in self._standing:
                     self._standing.add(topic)
                     self.faults["watchdog"] += 1
                     _log.warning("%s: no command for %.3f s; %s", topic, self._side.expiry, stream.stop)
+                    if stream.stop == "hold":
+                        # Once: whoever moves the robot by other means is not fought.
+                        self._send(topic, stream, values)
                 if stream.stop == "zero":
-                    self._send(topic, stream, dict.fromkeys(values, 0.0))
-                elif stream.stop == "hold":
-                    self._send(topic, stream, values)
+                    self._send(topic, stream, self._zeros[topic])
+
+    def _told(self, stopped: bool, message: Any) -> None:
+        with self._lock:
+            self._stopped = stopped
+
+    def _taken(self, message: Any) -> None:
+        with self._lock:
+            self._human = bool(message.data)
 
     def _offered(self, topic: str, message: Any) -> None:
         with self._lock:
+            if self._stopped or self._human:
+                self.faults["commands while stopped or taken over"] += 1
+                return
             values = self.gates[topic].offer(message, self._stamps.now())
             if values is not None:
                 self._passed[topic] = values, self._clock.now()

@@ -108,6 +108,8 @@ def read_image(message: Any, stream: CameraStream, camera: CameraSpec) -> Image:
             raise SpecMismatch(f"camera {camera.name!r}: expected a readable JPEG or PNG, got {error}") from error
     else:
         image = _raw_image(message, camera.name)
+    if not image.size:
+        raise SpecMismatch(f"camera {camera.name!r}: expected {camera.shape}, got an empty image")
     image = np.rot90(image, -(stream.turn // 90))
     if image.shape != camera.shape:
         same = image.shape[0] * camera.width == image.shape[1] * camera.height
@@ -179,12 +181,19 @@ def command_message(values: Mapping[str, float], stream: CommandStream, moving: 
     return twist if stream.type == TWIST else _types[TWIST_STAMPED](_header(time, ""), twist)
 
 
-def read_trajectory(message: Any) -> tuple[dict[str, float], float, str]:
-    """(values by name, stamp, frame) of a JointTrajectory of one point. SpecMismatch for another, or no numbers."""
+def read_trajectory(message: Any, moving: bool) -> tuple[dict[str, float], float, str]:
+    """(values by name, stamp, frame) of a JointTrajectory of one point: velocities if `moving`, else positions.
+
+    SpecMismatch for another, for the other of the two, and for what is no number.
+    """
     if len(message.points) != 1:
         raise SpecMismatch(f"{TRAJECTORY}: expected one point, got {len(message.points)}")
     point = message.points[0]
-    numbers = point.positions if len(point.positions) else point.velocities
+    numbers, others = (point.velocities, point.positions) if moving else (point.positions, point.velocities)
+    if len(others):
+        raise SpecMismatch(
+            f"{TRAJECTORY}: expected {'velocities' if moving else 'positions'} alone, got the others, too"
+        )
     if len(numbers) != len(message.joint_names) or len(set(message.joint_names)) != len(message.joint_names):
         raise SpecMismatch(f"{TRAJECTORY}: expected a number for each of {message.joint_names}, got {len(numbers)}")
     if not np.isfinite(numbers).all():

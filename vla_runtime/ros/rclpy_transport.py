@@ -37,6 +37,9 @@ class RclpyTransport:
         self._publishers: dict[str, Any] = {}
         self._problems: Counter[str] = Counter()
         self._context: Any = None
+        self._node: Any = None
+        self._executor: Any = None
+        self._thread: threading.Thread | None = None
 
     def open(self, publishes: Sequence[Topic]) -> None:
         self._context = self._rclpy.context.Context()
@@ -61,7 +64,12 @@ class RclpyTransport:
             except SpecMismatch as error:
                 self._problems[f"{topic.name}: {error}"] += 1
                 return
-            on_message(message)
+            try:
+                on_message(message)
+            except Exception:
+                # One message of many: the node lives on, and says so.
+                self._problems[f"{topic.name}: messages that could not be used"] += 1
+                _log.exception("%s", topic.name)
 
         callbacks = self._events.SubscriptionEventCallbacks(
             incompatible_qos=lambda event: self._incompatible(topic, event),
@@ -78,15 +86,22 @@ class RclpyTransport:
             raise RuntimeError(f"{topic.name}: expected an open node, got {error}") from error
 
     def health(self) -> list[str]:
-        return [reason if count == 1 else f"{reason} ({count} times)" for reason, count in self._problems.items()]
+        found = [f"{reason} ({count} times)" for reason, count in list(self._problems.items())]
+        deaf = [name for name, one in self._publishers.items() if not one.get_subscription_count()]
+        if self._thread is not None and not self._thread.is_alive():
+            found.append("the node's thread has ended")
+        return found + [f"{name}: nobody listens" for name in deaf]
 
     def close(self) -> None:
         if self._context is None or not self._context.ok():
             return
-        self._executor.shutdown(2.0)
-        self._node.destroy_node()
+        if self._executor is not None:
+            self._executor.shutdown(2.0)
+        if self._node is not None:
+            self._node.destroy_node()
         self._rclpy.shutdown(context=self._context)
-        self._thread.join(2.0)
+        if self._thread is not None:
+            self._thread.join(2.0)
 
     def _spin(self) -> None:
         try:

@@ -48,7 +48,7 @@ class RosRobot:
 
     instruction: what to do, until somebody says otherwise on the desk's topic. safety: told of heartbeats, stops,
     resets and takeovers. patience: seconds to wait for all streams. steps: control periods an episode may take at
-    most.
+    most. told_to_end: asked while it waits.
     """
 
     def __init__(
@@ -60,9 +60,11 @@ class RosRobot:
         instruction: str,
         patience: float = 10.0,
         steps: int = 10**9,
+        told_to_end: Callable[[], bool] = lambda: False,
     ):
         self._contract, self._side, self._transport = contract, robot_of(contract), transport
         self._clock, self._safety, self._patience = clock, safety, patience
+        self._told_to_end = told_to_end
         self._spec = EnvSpec(
             self._side.name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, (instruction,),
             steps,
@@ -102,15 +104,21 @@ class RosRobot:
                     or f"robot {self._spec.name}: expected all streams within {self._patience:g} s, got none of "
                     f"{', '.join(missing)}; {'; '.join(self._transport.health()) or 'nobody complains'}"
                 )
+            if self._told_to_end():
+                raise RuntimeError(f"robot {self._spec.name}: told to stop before everything was seen")
             self._clock.sleep_until(self._clock.now() + 0.01)
+        # One that comes meanwhile is that of the episode before.
+        self._outcome = None
         return {"initial_state": f"{self._spec.name} at {self._origin}"}
 
     def observe(self, cameras: Sequence[str] = ()) -> Observation:
         return self.streams.observation(cameras)
 
     def apply(self, command: Command) -> None:
-        """Send a command to the gate; one that cannot be sent is counted and lost."""
-        moment = self.streams.robot_time(self._clock.now())
+        """Send a command to the gate; one that cannot be sent is counted and lost. Nothing while a human moves it."""
+        if self._safety.human:
+            return
+        moment = self.streams.newest()
         frame = f"{self._origin}:{self._sequence}"
         self._sequence += 1
         for topic, names in self._topics.items():

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,8 @@ class SimulatedRobot:
         transport.open(self._publishes())
         for topic, names in self._topics.items():
             wanted = tuple(one for name in names for one in self._side.action[name].names)
-            self._gates[topic] = Gate(wanted, self._side.expiry)
+            moving = contract.action.group(names[0]).kind == "velocity"
+            self._gates[topic] = Gate(wanted, self._side.expiry, moving)
 
             def on_message(message: Any, topic: str = topic) -> None:
                 with self._lock:
@@ -78,10 +79,12 @@ class SimulatedRobot:
         """Commands that did not pass the gate, by reason."""
         return sum((gate.refused for gate in self._gates.values()), Counter())
 
-    def play(self, seed: int, task: int, episode: int, patience: float) -> tuple[Outcome, Mapping[str, object]]:
+    def play(
+        self, seed: int, task: int, episode: int, patience: float, told_to_end: Callable[[], bool] = lambda: False
+    ) -> tuple[Outcome, Mapping[str, object]]:
         """One episode, from its first command on; how it ended, and the facts of its beginning.
 
-        patience: seconds to wait for that command. RuntimeError when none comes.
+        patience: seconds to wait for that command. told_to_end: asked every period. RuntimeError when none comes.
         """
         facts = self._env.reset(seed, task, episode)
         spec = self._env.spec
@@ -97,6 +100,8 @@ class SimulatedRobot:
             self._waiting.rotate(-self._at_once)
             observation = self._env.observe(looking)
             self._say(observation)
+            if told_to_end():
+                return Outcome(False, "stopped"), facts
             command = self._commanded()
             if command is None and last is None:
                 if self._clock.now() - began > patience:

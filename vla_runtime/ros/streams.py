@@ -23,8 +23,8 @@ from vla_runtime.ros.messages import read_image, read_state, stamp
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import Observation, SpecMismatch
 
-# Of every stream so many are kept to align others with, and of so many messages the least delay counts.
-_KEPT, _DELAYS = 64, 400
+# Of every stream so many seconds are kept to align others with, and of so many messages the least delay counts.
+_KEPT, _DELAYS = 2.0, 400
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class Streams:
         self._samples: dict[str, deque[_Sample]] = {}
         self._delays: deque[float] = deque(maxlen=_DELAYS)
         self._kept: dict[tuple[str, ...], Observation] = {}
-        self.faults: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
         self.instruction = ""
         for camera in contract.cameras:
             image = self._robot.cameras[camera.name]
@@ -98,10 +98,19 @@ class Streams:
             if age > most[name]
         ]
 
-    def robot_time(self, local: float) -> float:
-        """What the robot's clock says at a time of ours."""
+    @property
+    def faults(self) -> Counter[str]:
+        """What was left out, by stream and kind."""
         with self._lock:
-            return local - min(self._delays, default=0.0)
+            return self._faults.copy()
+
+    def newest(self) -> float:
+        """The stamp of the newest the robot has said. RuntimeError before it has said anything."""
+        with self._lock:
+            stamps = [kept[-1].stamp for kept in self._samples.values() if kept]
+            if not stamps:
+                raise RuntimeError("robot: expected something to answer, got nothing yet")
+            return max(stamps)
 
     def observation(self, cameras: Sequence[str]) -> Observation:
         """The newest that fit together: stamps within the robot's skew of the oldest newest one. Where none do, those
@@ -127,7 +136,7 @@ class Streams:
             found = {name: _nearest(self._samples[name], moment) for name in wanted}
             if all(abs(one.stamp - moment) <= self._robot.skew for one in found.values()):
                 return found
-        self.faults["streams further apart than the skew"] += 1
+        self._faults["streams further apart than the skew"] += 1
         return None
 
     def _observed(self, found: dict[str, _Sample], cameras: Sequence[str]) -> Observation:
@@ -143,7 +152,7 @@ class Streams:
 
     def _subscribe(self, transport: Transport, stream: Any, readers: dict[str, Callable[[Any], Any]]) -> None:
         for name in readers:
-            self._samples[name] = deque(maxlen=_KEPT)
+            self._samples[name] = deque()
 
         def on_message(message: Any) -> None:
             received = self._clock.now()
@@ -151,34 +160,38 @@ class Streams:
                 try:
                     self._add(name, _Sample(stamp(message), read(message)), received)
                 except SpecMismatch as error:
-                    self._refused(str(error))
+                    self._refused(name, str(error))
 
         transport.subscribe(Topic(stream.topic, stream.type, stream.reliable, stream.depth), on_message)
 
     def _add(self, name: str, sample: _Sample, received: float) -> None:
         with self._lock:
             samples = self._samples[name]
-            if samples and sample.stamp < samples[-1].stamp:
+            if samples and sample.stamp <= samples[-1].stamp:
                 if samples[-1].stamp - sample.stamp < 1.0:
-                    self.faults[f"{name}: out of order"] += 1
+                    # Also what is as old as the one before: of a clock that stands still, delays say nothing.
+                    self._faults[f"{name}: not newer than the one before"] += 1
                     return
                 # Another clock, or one that was set: nothing of before fits it.
-                self.faults["the robot's clock went back"] += 1
+                self._faults["the robot's clock went back"] += 1
                 self._delays.clear()
                 for kept in self._samples.values():
                     kept.clear()
             samples.append(sample)
+            while sample.stamp - samples[0].stamp > _KEPT:
+                samples.popleft()
             self._delays.append(received - sample.stamp)
 
     def _local(self, moment: float) -> float:
         return moment + min(self._delays, default=0.0)
 
-    def _refused(self, reason: str) -> None:
+    def _refused(self, name: str, reason: str) -> None:
+        # What is wrong with each is in the log once: numbers in a key would make every fault a kind of its own.
         with self._lock:
-            self.faults[reason] += 1
-            first = self.faults[reason] == 1
+            self._faults[f"{name}: left out"] += 1
+            first = self._faults[f"{name}: left out"] == 1
         if first:
-            _log.warning("left out: %s", reason)
+            _log.warning("%s: left out: %s", name, reason)
 
 
 def _nearest(samples: Iterable[_Sample], moment: float) -> _Sample:

@@ -227,13 +227,17 @@ class PolicyServer:
 
     async def _answer(self) -> None:
         """Answer all that wait, as many at a time as are allowed."""
-        while self._asked:
-            some, self._asked = self._asked[: self._batch], self._asked[self._batch :]
-            for one, found in zip(some, await self._answers(some), strict=True):
-                # Whoever has gone meanwhile needs none.
-                if not one.answer.done():
-                    one.answer.set_exception(found) if isinstance(found, Exception) else one.answer.set_result(found)
-        self._answering = None
+        try:
+            while self._asked:
+                some, self._asked = self._asked[: self._batch], self._asked[self._batch :]
+                for one, found in zip(some, await self._answers(some), strict=True):
+                    # Whoever has gone meanwhile needs none.
+                    if not one.answer.done():
+                        one.answer.set_exception(found) if isinstance(found, Exception) else one.answer.set_result(
+                            found
+                        )
+        finally:
+            self._answering = None
 
     async def _answers(self, some: list[_Asked]) -> list[Any]:
         if len(some) > 1:
@@ -256,6 +260,8 @@ class PolicyServer:
             one.begin()
         sessions, newest = [one.begun for one in some], [one.seen[-1] for one in some]
         found: list[ActionChunk] = self._together(sessions, newest, [one.committed for one in some])
+        if len(found) != len(some):
+            raise RuntimeError(f"together: expected {len(some)} chunks, got {len(found)}")
         return found
 
     @property
