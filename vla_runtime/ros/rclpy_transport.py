@@ -35,6 +35,7 @@ class RclpyTransport:
         self._events: Any = import_module("rclpy.event_handler")
         self._name, self._namespace, self._domain = node, namespace, domain
         self._publishers: dict[str, Any] = {}
+        self._words: set[str] = set()
         self._problems: Counter[str] = Counter()
         self._context: Any = None
         self._node: Any = None
@@ -45,6 +46,7 @@ class RclpyTransport:
         self._context = self._rclpy.context.Context()
         self._rclpy.init(args=[], context=self._context, domain_id=self._domain)
         self._node = self._rclpy.create_node(self._name, namespace=self._namespace, context=self._context)
+        self._words = {topic.name for topic in publishes if topic.type.startswith("std_msgs/")}
         for topic in publishes:
             callbacks = self._events.PublisherEventCallbacks(
                 incompatible_qos=lambda event, topic=topic: self._incompatible(topic, event)
@@ -87,7 +89,9 @@ class RclpyTransport:
 
     def health(self) -> list[str]:
         found = [f"{reason} ({count} times)" for reason, count in list(self._problems.items())]
-        deaf = [name for name, one in self._publishers.items() if not one.get_subscription_count()]
+        # Words are for whoever wants to hear them; commands and what cameras see are for somebody.
+        heard = {name: one for name, one in self._publishers.items() if name not in self._words}
+        deaf = [name for name, one in heard.items() if not one.get_subscription_count()]
         if self._thread is not None and not self._thread.is_alive():
             found.append("the node's thread has ended")
         return found + [f"{name}: nobody listens" for name in deaf]
