@@ -32,6 +32,7 @@ from vla_runtime.ros.bags import Recorded
 from vla_runtime.ros.gate import GateNode
 from vla_runtime.ros.robot import RosRobot
 from vla_runtime.ros.simulated import SimulatedRobot
+from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
 
 SIDES = ("policy", "robot", "gate")
@@ -85,8 +86,7 @@ def bridge(config: Config) -> Result:
 
 
 def _policy(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
-    if config["instruction"] is None:
-        raise BadArguments("instruction: expected what the robot is to do, got none")
+    _check_policy_side(config, contract)
     values = {**config["policy"], "env": None}
     seed = values.pop("seed", None)
     policy: Policy = build(values)
@@ -147,6 +147,22 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     return line, 0
 
 
+def _check_policy_side(config: Config, contract: Contract) -> None:
+    """BadArguments for options that cannot be together."""
+    if config["instruction"] is None:
+        raise BadArguments("instruction: expected what the robot is to do, got none")
+    if config["loop"].get("planner", "thread") != "thread":
+        raise BadArguments(
+            f"loop.planner: expected thread, got {config['loop']['planner']}; a policy in a process of its own is one "
+            "that vla_runtime.serve serves (policy=remote)"
+        )
+    desk = robot_of(contract).desk
+    if not config["arm"] and desk.reset is None:
+        raise BadArguments("arm=false: expected robot.desk.reset in the contract, or nobody could arm it, got none")
+    if config["safety"]["heartbeat"] is not None and desk.heartbeat is None:
+        raise BadArguments("safety.heartbeat: expected robot.desk.heartbeat in the contract, got none to listen to")
+
+
 def _at_rate(contract: Contract, rate_hz: float) -> Contract:
     """What a policy wants of a robot of that rate: goals can be sent more often than they are made, a whole number of
     times; increments and velocities mean their own period.
@@ -195,11 +211,13 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
     wanted = values.pop("tasks", None)
     env = build(values)
     try:
-        task = select_tasks(config["choices"]["env"], env.spec.tasks, wanted)[0]
+        tasks = select_tasks(config["choices"]["env"], env.spec.tasks, wanted)
+        if wanted is not None and len(tasks) > 1:
+            raise BadArguments(f"env.tasks: expected one, since a robot does not say which it plays, got {wanted}")
         robot = SimulatedRobot(env, contract, transport, clock, RobotClock(), cameras=config["cameras"])
         rows = []
         for episode in range(config["episodes"]):
-            outcome, facts = robot.play(config["seed"], task, episode, config["patience"], stop.is_set)
+            outcome, facts = robot.play(config["seed"], tasks[0], episode, config["patience"], stop.is_set)
             if stop.is_set():
                 break
             rows.append({"episode": episode, "success": outcome.success, "reason": outcome.reason, **facts})

@@ -17,7 +17,7 @@ from vla_runtime.compose import BadArguments
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.recorder import Recording
 from vla_runtime.control.safety import Safety
-from vla_runtime.robot_side import Topic
+from vla_runtime.robot_side import Desk, Topic
 from vla_runtime.ros.messages import empty, flag, stamp, text, trajectory
 from vla_runtime.ros.robot import GATED, RosRobot
 from vla_runtime.ros.simulated import SimulatedRobot
@@ -217,6 +217,13 @@ def test_both_sides_end_when_they_are_told_to(tmp_path):
         robot.reset(0, 0, 0)
 
 
+def test_a_desk_must_have_what_is_waited_for(tmp_path):
+    with pytest.raises(BadArguments, match=r"arm=false: expected robot\.desk\.reset"):
+        Stage(tmp_path, desk=Desk(reset=None)).bridge(arm=False)
+    with pytest.raises(BadArguments, match=r"safety\.heartbeat: expected robot\.desk\.heartbeat"):
+        Stage(tmp_path, desk=Desk(heartbeat=None)).bridge("safety.heartbeat=0.5")
+
+
 def test_contracts_are_compared_before_anything_moves(tmp_path):
     stage = Stage(tmp_path)
     other = Reach(control="velocity", size=16)
@@ -233,6 +240,9 @@ def test_contracts_are_compared_before_anything_moves(tmp_path):
     [
         (["contract=null"], "contract: expected a YAML file"),
         (["side=both"], "side: expected one of policy, robot, gate"),
+        (["episodes=0"], "episodes: expected at least 1, got 0"),
+        (["loop.planner=process"], "loop.planner: expected thread, got process"),
+        (["side=robot", "env=reach", "env.tasks=[0,1]"], "env.tasks: expected one"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, options, words):
