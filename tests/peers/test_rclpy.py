@@ -46,7 +46,7 @@ class Stage:
         path.write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
         return path
 
-    def robot(self, episodes=1, steps=60, patience=30.0):
+    def robot(self, episodes=1, steps=200, patience=30.0):
         return self._ros2.start(
             *BRIDGE, "side=robot", "env=reach", "env.control=absolute", "env.size=16", f"env.max_steps={steps}",
             f"contract={self.contract}", "transport.node=arm", f"episodes={episodes}", f"patience={patience}",
@@ -81,7 +81,7 @@ def test_episodes_over_ros_succeed(stage):
 
 
 def test_a_killed_bridge_leaves_the_robot_standing_and_the_next_goes_on(stage):
-    robot, bridge = stage.robot(steps=200), stage.bridge()
+    robot, bridge = stage.robot(), stage.bridge()
     until(lambda: len(stage.ticks()) > 4)
     os.kill(bridge.pid, signal.SIGKILL)
     bridge.wait()
