@@ -89,6 +89,14 @@ def matrix_from_quaternion(quaternion: ArrayLike) -> Array:
     )
 
 
+# To a matrix [3, 3] and back, by the name of the convention.
+ROTATIONS = {
+    "rot6d": (matrix_from_rot6d, rot6d_from_matrix),
+    "axis_angle": (matrix_from_axis_angle, axis_angle_from_matrix),
+    "quaternion_xyzw": (matrix_from_quaternion, quaternion_from_matrix),
+}
+
+
 def delta_from_absolute(goal: Float, position: ArrayLike, matrix: ArrayLike, delta: ActionSpec) -> Float:
     """The delta action float32 [7] that asks for the absolute goal [10] from the measured pose.
 

@@ -1,7 +1,7 @@
 """Denoising diffusion and flow matching over the rows of a chunk, with the shared decoder as the network.
 
 Diffusion is Diffusion Policy's objective (arXiv 2303.04137): predict the noise at a random step of a squared-cosine
-schedule; or the velocity of the mixture (arXiv 2202.00512, section 4), which is learned in half as many updates.
+schedule; or the velocity of the mixture (arXiv 2202.00512, section 4).
 Flow is rectified flow (arXiv 2209.03003): predict the velocity from noise to action. In both the time is one more
 memory token, so that the context's keys and values never change over the steps.
 """

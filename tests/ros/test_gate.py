@@ -182,6 +182,8 @@ def test_a_human_is_not_fought():
     node.send()
     assert len(node.heard()) == 1
     node.air.say(Topic("/vla/takeover", "std_msgs/msg/Bool"), flag(False))
+    node.wait(1.0)
+    assert len(node.heard()) == 1, "it is not led back to where it was before"
     node.send()
     assert len(node.heard()) == 2
 

@@ -15,25 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_runtime.spline import SplineCurve
-from vla_runtime.transforms import (
-    axis_angle_from_matrix,
-    matrix_from_axis_angle,
-    matrix_from_quaternion,
-    matrix_from_rot6d,
-    quaternion_from_matrix,
-    rot6d_from_matrix,
-)
+from vla_runtime.transforms import ROTATIONS
 from vla_runtime.types import ActionChunk, ActionSpec, Float, SpecMismatch
 
 Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
-
-# To a matrix [3, 3] and back, by the name of the convention.
-ROTATIONS = {
-    "rot6d": (matrix_from_rot6d, rot6d_from_matrix),
-    "axis_angle": (matrix_from_axis_angle, axis_angle_from_matrix),
-    "quaternion_xyzw": (matrix_from_quaternion, quaternion_from_matrix),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

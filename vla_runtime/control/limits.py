@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_runtime.control.joins import ROTATIONS
 from vla_runtime.control.standing import standing
+from vla_runtime.transforms import ROTATIONS
 from vla_runtime.types import ActionSpec, Command, EnvSpec, Float, Group, Observation
 
 Array = NDArray[np.float64]

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_runtime.control.joins import ROTATIONS
+from vla_runtime.transforms import ROTATIONS
 from vla_runtime.types import ActionSpec, Float, Group, StateSpec
 
 Array = NDArray[np.float64]

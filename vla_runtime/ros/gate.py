@@ -155,6 +155,9 @@ class GateNode:
     def _taken(self, message: Any) -> None:
         with self._lock:
             self._human = bool(message.data)
+            # Where the robot was told to be before is not where the human leaves it.
+            self._passed.clear()
+            self._standing.clear()
 
     def _offered(self, topic: str, message: Any) -> None:
         with self._lock:

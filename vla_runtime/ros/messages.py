@@ -26,14 +26,7 @@ from vla_runtime.robot_side import (
     CommandStream,
     StateStream,
 )
-from vla_runtime.transforms import (
-    axis_angle_from_matrix,
-    matrix_from_axis_angle,
-    matrix_from_quaternion,
-    matrix_from_rot6d,
-    quaternion_from_matrix,
-    rot6d_from_matrix,
-)
+from vla_runtime.transforms import ROTATIONS
 from vla_runtime.types import CameraSpec, Group, Image, SpecMismatch
 
 Array = NDArray[np.float64]
@@ -43,16 +36,6 @@ _types: Mapping[str, Any] = _store.types
 # Channels of raw images, as places of red, green and blue among them.
 _CHANNELS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)),
              "mono8": (1, (0, 0, 0))}  # fmt: skip
-_FROM_MATRIX: Mapping[str, Any] = {
-    "rot6d": rot6d_from_matrix,
-    "axis_angle": axis_angle_from_matrix,
-    "quaternion_xyzw": quaternion_from_matrix,
-}
-_TO_MATRIX: Mapping[str, Any] = {
-    "rot6d": matrix_from_rot6d,
-    "axis_angle": matrix_from_axis_angle,
-    "quaternion_xyzw": matrix_from_quaternion,
-}
 _JPEG_QUALITY = 90
 
 
@@ -150,7 +133,7 @@ def theirs(values: ArrayLike, stream: StateStream | CommandStream, group: Group)
     """A group's values as the robot says them, by its names."""
     found = np.asarray(values, np.float64)
     if stream.rotation is not None and stream.rotation != group.rotation:
-        found = _FROM_MATRIX[stream.rotation](_TO_MATRIX[str(group.rotation)](found))
+        found = _turned(found, str(group.rotation), stream.rotation)
     return dict(zip(stream.names, ((found - stream.offset) / stream.scale).tolist(), strict=True))
 
 
@@ -217,9 +200,12 @@ def _named(names: Sequence[str], numbers: Any, wanted: Sequence[str], topic: str
 
 def _ours(values: Array, stream: StateStream | CommandStream, group: Group) -> Array:
     if stream.rotation is not None and stream.rotation != group.rotation:
-        turned: Array = _FROM_MATRIX[str(group.rotation)](_TO_MATRIX[stream.rotation](values))
-        return turned
+        return _turned(values, stream.rotation, str(group.rotation))
     return values * stream.scale + stream.offset
+
+
+def _turned(values: Array, have: str, want: str) -> Array:
+    return np.asarray(ROTATIONS[want][1](ROTATIONS[have][0](values)), np.float64)
 
 
 def _raw_image(message: Any, camera: str) -> Image:
