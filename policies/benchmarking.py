@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from policies.calibration import Frame, frames, overlap
 from policies.checkpoint import load_policy, own_class
 from policies.decoding import Decode
 from policies.heads.diffusion import Diffusion, Flow
+from policies.judging import EARLIER, Frame, frames, overlap
 from policies.presets import Pi0Subject, preset_policy, random_observations
 from policies.shipped import folder_of
 from policies.sweep import sweep, sweep_plot
@@ -36,6 +35,7 @@ from vla_runtime.data.joined import Joined
 from vla_runtime.disk import replacing, write_json
 from vla_runtime.evaluation.resampling import bootstrap_interval
 from vla_runtime.machine import hardware
+from vla_runtime.types import Observation
 
 STAGES = ("observe", "vision", "prefix", "decode", "post")
 _log = logging.getLogger(__name__)
@@ -77,8 +77,10 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
         variants = variants_of(policy, made_from, config, folder_of(values["folder"]))
     else:
         policy = (Pi0Subject if preset["name"] == "pi0" else preset_policy)(preset, device, config["precision"])
-        shown = random_observations(policy.spec, config["observations"] + 2)
-        made_from, *timed_on = [Frame(now, None, before) for before, now in pairwise(shown)]
+        shown = random_observations(policy.spec, config["observations"] + 1 + EARLIER)
+        made_from, *timed_on = [
+            Frame(shown[index], None, tuple(shown[index - EARLIER : index])) for index in range(EARLIER, len(shown))
+        ]
         if isinstance(policy, Pi0Subject):
             head = Pi0Head(*policy.chunk_shape)
             variants = pi0_variants(policy.backbone, head, policy.batch([made_from.observation]), config)
@@ -132,24 +134,17 @@ def measure(
     """Fill in what every variant took and gave: `warmup` rounds over all of them first, then `repeats`.
 
     Every round shows the next observation to each variant, with the same noise where the samplers' agree. Warm starts
-    begin with the plain chunk of the observation before.
+    begin with their own chunk of the observation before, as in the loop; the first of those is plain.
     """
     plain = variants[0]
     for turn in range(warmup + repeats):
         frame = shown[turn % len(shown)]
         wanted = None if frame.chunk is None else torch.from_numpy(policy.action.forward(frame.chunk.actions))
-        if frame.before is not None and any(one.warm for one in variants):
-            earlier = _chunk(policy, plain, frame.before, _noise(policy, plain, seed + 2 * turn + 1), None)[0]
-            for one in variants:
-                if one.warm:
-                    one.warm.keep(earlier, frame.before.time, frame.before.instruction)
+        if any(one.warm for one in variants):
+            _lead_up(policy, plain, variants, frame.before, seed + 2 * turn + 1)
         expected: Tensor | None = None
         for one in variants:
-            guess = None
-            if one.warm:
-                guess = one.warm.guess(frame.observation.time, frame.observation.instruction)
-                if guess is None:
-                    raise ValueError("warm_start: expected a chunk that reaches into the next, got none; take null")
+            guess = _guess(one, frame.observation)
             one.begin()
             noise = _noise(policy, one, seed + 2 * turn)
             stages = _Stages(policy.device, clock)
@@ -166,6 +161,33 @@ def measure(
                     one.error.setdefault(index, []).append(float((found - wanted).abs().mean()))
         if turn % 20 == 0:
             _log.info("round %d of %d, %d variants", turn + 1, warmup + repeats, len(variants))
+
+
+def _lead_up(
+    policy: Any, plain: Variant, variants: Sequence[Variant], before: Sequence[Observation], seed: int
+) -> None:
+    """Let warm variants decode what comes before, untimed."""
+    for link, seen in enumerate(before):
+        first = None if link else _chunk(policy, plain, seen, _noise(policy, plain, seed), None)[0]
+        for one in variants:
+            if one.warm is None:
+                continue
+            rows = first
+            if rows is None:
+                one.begin()
+                rows = _chunk(policy, one, seen, _noise(policy, one, seed), _guess(one, seen))[0]
+                one.chunks += 1
+            one.warm.keep(rows, seen.time, seen.instruction)
+
+
+def _guess(one: Variant, seen: Observation) -> Tensor | None:
+    """What a variant begins with; None for noise. ValueError for a chunk before that does not reach so far."""
+    if one.warm is None:
+        return None
+    found = one.warm.guess(seen.time, seen.instruction)
+    if found is None:
+        raise ValueError("warm_start: expected a chunk that reaches into the next, got none; take null")
+    return found
 
 
 def _chunk(

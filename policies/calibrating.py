@@ -17,22 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from policies.calibration import (
-    OTHER_NOISE,
-    Frame,
-    Judgement,
-    Recording,
-    frames,
-    homogeneity,
-    judge,
-    overlap,
-    record,
-    sampler_of,
-    schedule,
-)
+from policies.calibration import Recording, record, sampler_of, schedule
 from policies.checkpoint import load_policy, own_class
 from policies.decoders import WarmStart
 from policies.decoding import NAMED, PLAIN, Decode
+from policies.judging import OTHER_NOISE, Frame, Judgement, frames, homogeneity, judge, overlap
 from policies.plots import pareto
 from policies.shipped import folder_of
 from policies.vla import VLAPolicy
@@ -98,21 +87,21 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     episodes = np.array([frame.episode for frame in rest])
     rows = [_row(name, own, figures, work, episodes) for name, own in figures.items()]
     best, _ = _best(rows, ways, config["tolerance"])
-    # What decode=auto follows: no warm start, since here guesses are plain chunks and in the loop warm ones.
-    named_way, _ = _best(rows, [name for name, way in ways.items() if way.warm_start is None], config["tolerance"])
-    cached = named_way if named_way in schedules else _best(rows, schedules, config["tolerance"])[0]
+    # A warm decode of a schedule names that schedule.
+    named_schedule = best.partition(WARMED)[0]
+    cached = named_schedule if named_schedule in schedules else _best(rows, schedules, config["tolerance"])[0]
     good = _best(rows, [cached], config["tolerance"])[1]
     if not good:
         _log.warning("no caching schedule is within the tolerance; the nearest is %s", cached)
     chosen = replace(schedules[cached], guard=_guards(figures, ways, cached, steps))
     spread = _homogeneity(policy, rest, chosen, config["seed"] + 2)
     chosen.save(out / SCHEDULE)
-    named = {**asdict(ways[named_way]), "schedule": SCHEDULE if named_way in schedules else None}
+    named = {**asdict(ways[best]), "schedule": SCHEDULE if named_schedule in schedules else None}
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
         "steps": steps, "recorded": len(recorded), "judged": len(rest), "noises": config["noises"],
         "episodes": len(set(episodes.tolist())), "metric": recording.metric, "tolerance": config["tolerance"],
-        "recommendation": best, "named": named_way, "cached": cached, "cached_is_good": good,
+        "recommendation": best, "cached": cached, "cached_is_good": good,
         "guard": {str(first): bound for first, bound in chosen.guard.items()}, "homogeneity": spread, "rows": rows,
     }  # fmt: skip
     write_json(out / "calibration.json", document)

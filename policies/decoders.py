@@ -59,11 +59,16 @@ class MaskedDecoder:
         self._head, self._backbone, self._deadline = head, backbone, deadline
         self._clock = SystemClock()
         self._began: float | None = None
+        self._allowed = deadline
         self.facts: dict[str, float] = {}
 
-    def begin(self) -> None:
-        """The observation of the next chunk is here: its deadline counts from now, the encoding included."""
+    def begin(self, deadline: float | None = None) -> None:
+        """The observation of the next chunk is here: its deadline counts from now, the encoding included.
+
+        deadline: of this chunk, where it is sooner than that of all.
+        """
         self._began = self._clock.now()
+        self._allowed = min((one for one in (deadline, self._deadline) if one is not None), default=None)
 
     def __call__(
         self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
@@ -72,11 +77,11 @@ class MaskedDecoder:
         cut = False
 
         def passed() -> bool:
-            if self._deadline is None:
+            if self._allowed is None:
                 return False
             # A device that is asked for one round after another has not made them yet.
             finish(self._head.prefix.blank.device)
-            return self._clock.now() - began >= self._deadline
+            return self._clock.now() - began >= self._allowed
 
         def late() -> bool:
             nonlocal cut
@@ -92,7 +97,7 @@ class MaskedDecoder:
             "confidence": float(found.confidence_BL.mean()),
             "late": float(cut or passed()),
         }
-        self._began = None
+        self._began, self._allowed = None, self._deadline
         return self._head.chunk(found.ids_BL, committed)
 
 

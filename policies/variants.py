@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from policies.adapted import Adapted
-from policies.calibration import Frame, Recorder, Recording, record, sampler_of, schedule
+from policies.calibration import Recorder, Recording, record, sampler_of, schedule
 from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, PlainDecoder, WarmStart
 from policies.decoding import AUTO, PLAIN, Decode, with_steps
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
+from policies.judging import Frame
 from policies.pi0 import Pi0, Pi0Context
 from policies.rivals import DiffusersCache, TorchDecoder
 from policies.vla import VLAPolicy

@@ -197,7 +197,7 @@ class VLASession:
         policy: Any = self._policy
         observation = observations[-1]
         if isinstance(self._decode, MaskedDecoder):
-            self._decode.begin()
+            self._decode.begin(deadline)
         noise = self.noise()
         context = policy.backbone.encode(policy.batch([observation]))
         given = policy.committed(committed)

@@ -24,7 +24,8 @@ class Session(Protocol):
         """A chunk with start = observed = the newest observation's time.
 
         observations: oldest first, one per offset of the PolicySpec. committed: float32 [c, A], rows that
-        will be executed anyhow. deadline: seconds on the caller's clock by which an answer is useful.
+        will be executed anyhow. deadline: seconds from the call on within which an
+        answer is useful, None: any time; one that can be brief then is, and `facts` say so.
         """
 
 

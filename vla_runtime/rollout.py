@@ -104,6 +104,7 @@ def _replay(config: Config) -> Result:
         "replay": str(config["replay"]),
         "ticks": len(replay.ticks),
         "decoded": replay.decoded,
+        "ended_by_deadline": replay.timed,
         "equal": not replay.differences,
         "cut_short": recording.end is None,
         "end": None if recording.end is None else recording.end["end"],

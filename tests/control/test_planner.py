@@ -199,6 +199,22 @@ def test_in_real_time_every_tick_is_served_while_the_policy_thinks():
     assert 3 <= result.plans <= 8
 
 
+def test_in_real_time_the_policy_is_told_how_long_there_is_a_plan():
+    class Told(Slow):
+        def predict(self, observations, committed=None, deadline=None):
+            told.append(deadline)
+            return super().predict(observations, committed, deadline)
+
+    env, told = Recording(), []
+    beside(Told(env, 0.07, horizon=8), env=env)
+    # Before there is a chunk nothing is late; then 8 rows, of which 4 and those of the answer's time are behind it.
+    assert told[0] is None
+    assert all(2 * PERIOD < left < 8 * PERIOD for left in told[1:])
+    told.clear()
+    beside(Told(env, 0.01, horizon=8), env=env, stands=True)
+    assert set(told) == {None}
+
+
 def test_what_is_committed_is_executed_in_real_time():
     env = Recording()
     policy = Slow(env, 0.07)

@@ -226,6 +226,9 @@ def test_masked_diffusion_tells_of_its_rounds_and_keeps_deadlines(make_policy, o
     late = policy.decoding(Decode("plain", deadline=0.0)).begin(0).predict([observations[0]])
     assert (late.facts["rounds"], late.facts["forced"]) == (1, policy.head.tokenizer.num_tokens)
     assert (found.facts["late"], late.facts["late"]) == (0, 1)
+    hurried = policy.begin(0).predict([observations[0]], deadline=0.0)
+    np.testing.assert_array_equal(late.actions, hurried.actions)
+    assert hurried.facts["late"] == 1
     once = policy.decoding(Decode("plain", steps=1)).begin(0).predict([observations[0]])
     np.testing.assert_array_equal(late.actions, once.actions)
     sure = policy.decoding(Decode("plain", confident=1e-6))

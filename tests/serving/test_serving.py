@@ -162,6 +162,37 @@ def test_questions_that_wait_are_answered_in_one_pass_and_a_wrong_one_spoils_non
             remote.close()
 
 
+def test_waiting_for_others_is_part_of_the_time_there_is(env, seen):
+    left = []
+
+    def behave(session, seed):
+        plain = session.predict
+
+        def predict(observations, committed=None, deadline=None):
+            left.append(deadline)
+            time.sleep(0.2)  # noqa: TID251
+            return plain(observations, committed)
+
+        session.predict = predict
+        return session
+
+    with serving(Policy(Recording(size=16), behave)) as server:
+        remotes = [RemotePolicy(server.address) for _ in range(2)]
+        sessions = [remote.begin(0) for remote in remotes]
+        for session in sessions:
+            session.predict([seen])
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda session: session.predict([seen], None, 1.0), sessions))
+        first, second = left[2:]
+        assert 0.9 < first <= 1.0
+        assert 0.6 < second < 0.85
+        sessions[0].predict([seen])
+        assert left[-1] is None
+        remotes[0].message = lambda *question: {**RemotePolicy.message(remotes[0], *question), "deadline": "soon"}
+        with pytest.raises(RemoteError, match="expected a deadline in seconds or none, got str"):
+            sessions[0].predict([seen])
+
+
 def test_a_pass_that_goes_wrong_leaves_nobody_waiting(env, seen):
     class Short(Policy):
         def together(self):

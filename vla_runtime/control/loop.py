@@ -318,7 +318,9 @@ class _Loop:
         self._given = 0 if committed is None else len(committed)
         began = self._wall.now()
         self._looked = began - self._began
-        self._thinking.ask(seen, committed)
+        # What comes when nothing is left to execute comes late. A robot that stands anyhow waits as long as it takes.
+        deadline = None if self._stands else self._schedule.left(now)
+        self._thinking.ask(seen, committed, deadline)
         self._outside += self._wall.now() - began
         self._next_plan = index + max(1, round(self._replan * self._per_row))
         self._waiting = True

@@ -63,8 +63,11 @@ class Planner(Protocol):
     def busy(self) -> bool:
         """Whether an answer is still to be taken."""
 
-    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
-        """Begin to think about observations, oldest first. committed: rows [c, A] that will be executed anyhow."""
+    def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
+        """Begin to think about observations, oldest first.
+
+        committed: rows [c, A] that will be executed anyhow; deadline: seconds from now until an answer is late.
+        """
 
     def take(self, now: float) -> ActionChunk | None:
         """The answer if it is there at `now`, once."""
@@ -76,7 +79,10 @@ class Planner(Protocol):
 
 
 class InStep:
-    """Time stands still while the policy thinks: the answer is there in the tick that asks. wall: measures it."""
+    """Time stands still while the policy thinks: the answer is there in the tick that asks. wall: measures it.
+
+    So no answer is late, and the policy is not told of a deadline.
+    """
 
     def __init__(self, session: Session, wall: Clock):
         self._session, self._wall = session, wall
@@ -87,7 +93,7 @@ class InStep:
     def busy(self) -> bool:
         return self._chunk is not None
 
-    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
+    def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         began = self._wall.now()
         self._chunk = self._session.predict(observations, committed)
         self.seconds = self._wall.now() - began
@@ -113,7 +119,7 @@ class Delayed(InStep):
         self._delays = delays
         self._ready = 0.0
 
-    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
+    def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         super().ask(observations, committed)
         delay = next(self._delays)
         self._ready = observations[-1].time + (self.seconds if delay is None else delay)
@@ -132,7 +138,7 @@ class Beside:
 
     def __init__(self, session: Session, wall: Clock, patience: float = 2.0):
         self._session, self._wall, self._patience = session, wall, patience
-        self._question: tuple[Sequence[Observation], Float | None] | None = None
+        self._question: tuple[Sequence[Observation], Float | None, float | None] | None = None
         self._answer: ActionChunk | BaseException | None = None
         self._busy = self._closed = self._anew = False
         self._changed = threading.Condition()
@@ -144,9 +150,9 @@ class Beside:
     def busy(self) -> bool:
         return self._busy
 
-    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
+    def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         with self._changed:
-            self._question, self._busy = (observations, committed), True
+            self._question, self._busy = (observations, committed, deadline), True
             self._changed.notify_all()
 
     def take(self, now: float) -> ActionChunk | None:
@@ -180,14 +186,14 @@ class Beside:
                     self._changed.wait()
                 if self._question is None:
                     return
-                (observations, committed), self._question = self._question, None
+                question, self._question = self._question, None
                 anew, self._anew = self._anew, False
             began = self._wall.now()
             answer: ActionChunk | BaseException
             try:
                 if anew:
                     _forget(self._session)
-                answer = self._session.predict(observations, committed)
+                answer = self._session.predict(*question)
             except BaseException as problem:
                 answer = problem
             with self._changed:

@@ -55,6 +55,11 @@ class ActionSchedule:
         chunk = self._join.accept(chunk, before, begins)
         (self._next if begins > now and self._live else self._live).append(Live(chunk, begins))
 
+    def left(self, time: float) -> float | None:
+        """Seconds from `time` on for which there is a plan; None before the first chunk and where it has run out."""
+        ends = max((one.chunk.end for one in [*self._live[-1:], *self._next]), default=time)
+        return ends - time if ends > time else None
+
     def told(self, time: float, most: int, period: float) -> int:
         """How many rows of `period` seconds from `time` on count as decided: `most`, or as many as come before the last
         chunk takes over, which somebody was told of before.

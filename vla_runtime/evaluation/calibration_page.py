@@ -62,9 +62,8 @@ def verdict(calibration: Mapping[str, Any]) -> str:
         found += ". " if calibration["cached_is_good"] else ", the nearest: no schedule is within the tolerance. "
     if "warm start" in best:
         found += (
-            "Warm starts are judged here with the plain chunk of the observation before; in the loop they follow each "
-            f"other, so decode=auto is not told of it but of <b>{escape(calibration['named'])}</b>: try the warm start "
-            "with compare first."
+            "Warm starts were judged after one of their own; in the loop many follow each other: let compare tell "
+            "what that costs in success."
         )
     return found
 

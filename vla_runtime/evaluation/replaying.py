@@ -26,7 +26,7 @@ class Replay:
     """Decides a recording once more. session: decodes again where images were kept; without it, answers are taken.
 
     ticks: of the new run; differences: one line for each thing that was decided otherwise; decoded: chunks that were
-    decoded again.
+    decoded again; timed: those among them that a deadline cut short, which no other time can repeat.
     """
 
     def __init__(self, recording: Recording, session: Session | None = None):
@@ -47,7 +47,7 @@ class Replay:
         Settings(config["loop"], config["limits"], config["safety"], env, policy).play(
             seen, _Nobody(), Run(), lambda session, wall: planner, 0, self._compare, told
         )
-        self.decoded = planner.decoded
+        self.decoded, self.timed = planner.decoded, planner.timed
 
     def _compare(self, tick: Tick) -> None:
         self.ticks.append(tick)
@@ -179,13 +179,13 @@ class _Answers:
         self._again: ActionChunk | None = None
         self._thinks = False
         self.seconds = 0.0
-        self.decoded = 0
+        self.decoded = self.timed = 0
 
     @property
     def busy(self) -> bool:
         return self._thinks
 
-    def ask(self, observations: Sequence[Observation], committed: Float | None) -> None:
+    def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         self._thinks, self._again = True, None
         if self._session is not None:
             self._again = self._session.predict(observations, committed)
@@ -198,7 +198,11 @@ class _Answers:
             return None
         self._taken, self._thinks = index, False
         self.seconds = self._recording.ticks[index]["thought_s"]
-        if self._again is not None and (found := _chunk_difference(answer, self._again)):
+        if self._again is None:
+            return answer
+        if answer.facts.get("late") or self._again.facts.get("late"):
+            self.timed += 1
+        elif found := _chunk_difference(answer, self._again):
             self._differences.append(f"tick {index}: decoded again, the chunk differs: {found}")
         return answer
 

@@ -215,9 +215,10 @@ class PolicyServer:
         self, session: Callable[[], Session], seen: list[Observation], committed: Float | None, deadline: float | None
     ) -> tuple[ActionChunk, float]:
         """A session's chunk and the seconds it took, alone or with those that wait, too."""
-        asked = _Asked(session, seen, committed, deadline, asyncio.get_running_loop().create_future())
+        latest = None if deadline is None else self._clock.now() + deadline
+        asked = _Asked(session, seen, committed, latest, asyncio.get_running_loop().create_future())
         if self._together is None:
-            found: tuple[ActionChunk, float] = await self.think(asked.alone)
+            found: tuple[ActionChunk, float] = await self.think(asked.alone, self._clock)
             return found
         self._asked.append(asked)
         if self._answering is None:
@@ -250,7 +251,7 @@ class PolicyServer:
         answers: list[Any] = []
         for one in some:
             try:
-                answers.append(await self.think(one.alone))
+                answers.append(await self.think(one.alone, self._clock))
             except Exception as error:
                 answers.append(error)
         return answers
@@ -281,12 +282,12 @@ class PolicyServer:
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A question that waits. session: makes or gives the session that is asked."""
+    """A question that waits. session: makes or gives the session that is asked; latest: when an answer is late."""
 
     session: Callable[[], Session]
     seen: list[Observation]
     committed: Float | None
-    deadline: float | None
+    latest: float | None
     answer: asyncio.Future[tuple[ActionChunk, float]]
     begun: Session | None = None
 
@@ -295,9 +296,10 @@ class _Asked:
         self.begun = self.begun or self.session()
         return self.begun
 
-    def alone(self) -> ActionChunk:
-        """Its own answer."""
-        return self.begin().predict(self.seen, self.committed, self.deadline)
+    def alone(self, clock: Clock) -> ActionChunk:
+        """Its own answer. What it waited for others is part of its time."""
+        left = None if self.latest is None else self.latest - clock.now()
+        return self.begin().predict(self.seen, self.committed, left)
 
 
 class _Client:
@@ -333,6 +335,8 @@ class _Client:
         committed, deadline = message.get("committed"), message.get("deadline")
         if committed is not None and not isinstance(committed, np.ndarray):
             raise ValueError(f"predict: expected committed rows as an array, got {type(committed).__name__}")
+        if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float)):
+            raise ValueError(f"predict: expected a deadline in seconds or none, got {type(deadline).__name__}")
         chunk, seconds = await self._server.predict(lambda: session, observations, committed, deadline)
         answer = {OURS: VERSION, "kind": "chunk", "chunk": chunk_document(chunk)}
         return pack({**answer, "server_timing": self._timing(seconds, began)})
