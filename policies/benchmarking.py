@@ -99,7 +99,7 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "trained": preset["name"] is None,
         "device": _device_name(policy.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "precision": str(policy.dtype).removeprefix("torch."),
+        "precision": policy.precision,
         "repeats": config["repeats"], "observations": len(timed_on), "horizon": policy.spec.horizon,
         "stages_ms": dict(zip(STAGES, (round(1e3 * float(ms), 3) for ms in np.median(stages, axis=0)), strict=True)),
         "rows": rows,

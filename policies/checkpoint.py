@@ -25,13 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from policies.decoding import AUTO, PRECISIONS, Decode
+from policies.decoding import AUTO, Decode
 from policies.heads.autoregressive import Autoregressive
 from policies.heads.beast import Beast
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.regression import Regression
 from policies.lora import plain_state
+from policies.precision import set_precision
 from policies.shipped import folder_of, names
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
@@ -210,8 +211,7 @@ def load_policy(
         ) from error
     _fill(policy, path)
     decode = decode.named(folder, policy.head)
-    for part in (policy.backbone, policy.head):
-        part.to(device, PRECISIONS[decode.precision or "fp32"])
+    set_precision(policy.backbone, [policy.head], device, decode.precision or "fp32")
     return policy.decoding(decode)
 
 

@@ -13,19 +13,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from policies.decoders import CapturedDecoder, Decoder, GuidedFlow, MaskedDecoder, PlainDecoder
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
+from policies.precision import DTYPES, precision_of
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
 from vla_runtime.decoding.graphs import CapturedSteps, require_cuda
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
 MODES = ("auto", "plain", "exact", "bac")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # What a checkpoint folder may hold beside its weights: how it wants to be decoded.
 NAMED = "decode.json"
 
@@ -44,7 +42,8 @@ class Decode:
     guide: of flow (plain) and diffusion (exact or bac), draw each chunk to the one before and to the rows that are
     given, instead of telling the network of them (real-time chunking at inference).
     graphs: CUDA graphs, captured before the first chunk: of all steps with exact or bac, else of every pass.
-    precision: of the weights and of what the networks compute, fp32 or bf16; None as they were loaded, in fp32.
+    precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
+    int8 or fp8; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
     """
 
@@ -61,8 +60,8 @@ class Decode:
     guide: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise ValueError(f"decode.precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.precision is not None and self.precision not in DTYPES:
+            raise ValueError(f"decode.precision: expected one of {', '.join(DTYPES)}, got {self.precision!r}")
         if self.mode not in MODES:
             raise ValueError(f"decode: expected one of {', '.join(MODES)}, got {self.mode!r}")
         if self.schedule is not None and self.mode in ("plain", "exact"):
@@ -125,9 +124,9 @@ class Decode:
 AUTO, PLAIN = Decode(), Decode("plain")
 
 
-def require_precision(dtype: torch.dtype, decode: Decode) -> str:
-    """The precision that weights of `dtype` have. ValueError where another one is asked for."""
-    found = next((name for name, known in PRECISIONS.items() if known == dtype), str(dtype))
+def require_precision(backbone: Any, decode: Decode) -> str:
+    """The precision that a backbone's weights have. ValueError where another one is asked for."""
+    found = precision_of(backbone)
     if decode.precision not in (None, found):
         raise ValueError(
             f"decode.precision: expected weights in {decode.precision}, got {found}; load the policy with it"

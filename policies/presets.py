@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from policies.checkpoint import TOKENIZERS, backbone_class, make_head
-from policies.decoding import PRECISIONS, Decode
+from policies.decoding import Decode
 from policies.images import resize
 from policies.pi0 import Pi0
+from policies.precision import precision_of, set_precision
 from policies.tokenizers.bspline import BSpline
 from policies.vla import VLAPolicy
 from vla_runtime.transforms import Normalise
@@ -50,7 +51,8 @@ def preset_policy(
     options["max_committed"] = values["max_committed"]
     head = make_head(values["head"]["name"], backbone.width, rows, size, options, words).to(device)
     for part in (backbone, head):
-        part.requires_grad_(False).to(PRECISIONS[Decode(precision=precision).precision or "fp32"])
+        part.requires_grad_(False)
+    set_precision(backbone, [head], device, Decode(precision=precision).precision or "fp32")
     state, action = (Normalise([-1.0] * count, [1.0] * count) for count in (values["state"], size))
     return VLAPolicy(spec, backbone, head, state, action)
 
@@ -66,9 +68,9 @@ class Pi0Subject:
         config = PI0Config(chunk_size=values["horizon"], **values.get("model", {}))
         with self.device:
             model = PI0ForConditionalGeneration(config)
-        dtype = PRECISIONS[Decode(precision=precision).precision or "fp32"]
         weights: Any = model.requires_grad_(False)
-        self.backbone = Pi0(weights.to(dtype))
+        set_precision(weights, [], device, Decode(precision=precision).precision or "fp32")
+        self.backbone = Pi0(weights)
         self.spec = _spec({**values, "max_committed": 0})
         self.chunk_shape = (config.chunk_size, config.max_action_dim)
         self.action = Normalise([-1.0] * values["action"], [1.0] * values["action"])
@@ -76,8 +78,13 @@ class Pi0Subject:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Of what is computed."""
         return next(self.backbone.model.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return precision_of(self.backbone.model)
 
     def batch(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """What `Pi0.features` takes; images are resized to the tower's size, from -1 to 1."""

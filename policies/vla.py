@@ -49,7 +49,7 @@ class VLAPolicy:
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
         self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
-        precision = require_precision(self.dtype, decode)
+        precision = require_precision(backbone, decode)
         tokenizer = getattr(self.head, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, BSpline) else None
         self._spec = replace(
@@ -102,8 +102,13 @@ class VLAPolicy:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Of what is computed."""
         return next(self.backbone.parameters()).dtype
+
+    @property
+    def precision(self) -> str:
+        """Of the weights."""
+        return str(self._spec.decode["precision"])
 
     def begin(self, seed: int) -> VLASession:
         """A session whose noise is drawn from `seed`."""

@@ -43,7 +43,7 @@ def test_every_way_to_denoise_is_timed_on_the_same_chunks(recorded, trained, tmp
     found, code = benched(f"policy={folder}", f"data={recorded}", f"out={tmp_path}")
     assert code == 0
     (file,) = tmp_path.iterdir()
-    assert file.name.startswith(f"bench_{folder.name}_float32_")
+    assert file.name.startswith(f"bench_{folder.name}_fp32_")
     assert json.loads(file.read_text()) == json.loads(json.dumps(found))
     rows = {row["variant"]: row for row in found["rows"]}
     assert next(iter(rows)) == "plain"
@@ -93,9 +93,9 @@ def test_presets_need_no_data_and_claim_no_expert():
     small = ["preset.backbone.width=32", "preset.backbone.decoder_depth=2", "preset.head.denoising.train_steps=10"]
     found, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10")
     assert not found["trained"]
-    assert found["precision"] == "float32"
+    assert found["precision"] == "fp32"
     half, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10", "precision=bf16")
-    assert half["precision"] == "bfloat16"
+    assert half["precision"] == "bf16"
     assert found["weights"] is None
     assert all(row["expert_error"] is None for row in found["rows"])
 

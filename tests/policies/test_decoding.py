@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -258,14 +259,16 @@ def test_what_chunks_say_reaches_the_row(make_policy, tmp_path):
         *(("autoregressive", {}), ("discrete_diffusion", {}), ("beast", {"tokens": "continuous"})),
     ],
 )
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_another_precision_is_in_the_weights_and_told_and_nearly_the_same(
-    make_policy, observations, tmp_path, head, options
+    make_policy, observations, tmp_path, head, options, precision
 ):
     whole = make_policy(head, **options)
     save_policy(tmp_path / "saved", whole, options, {})
-    half = load_policy(tmp_path / "saved", decode=Decode("plain", precision="bf16"))
+    half = load_policy(tmp_path / "saved", decode=Decode("plain", precision=precision))
     assert half.dtype == torch.bfloat16
-    assert half.spec.decode["precision"] == "bf16"
+    assert half.spec.decode["precision"] == half.precision == precision
+    assert ("Int8" in str(half.backbone.decoder)) == (precision == "int8")
     assert {value.dtype for value in half.head.parameters()} == {torch.bfloat16}
     given = np.zeros((2, half.spec.action.size), np.float32)
     for committed in (None, given):
@@ -279,11 +282,17 @@ def test_another_precision_is_in_the_weights_and_told_and_nearly_the_same(
         np.testing.assert_allclose(exact, half.begin(0).predict(observations[:1]).actions, atol=0.05)
 
 
-def test_a_precision_that_is_not_active_is_refused(make_policy):
+def test_a_precision_that_is_not_active_is_refused(make_policy, tmp_path, monkeypatch):
+    save_policy(tmp_path / "saved", make_policy("beast"), {}, {})
+    with pytest.raises(ValueError, match="fp8: expected a GPU that multiplies fp8, got cpu; take int8 or bf16"):
+        load_policy(tmp_path / "saved", decode=Decode("plain", precision="fp8"))
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ValueError, match=r"int8: expected torchao, got .*pip install 'vla_runtime\[quantise\]'"):
+        load_policy(tmp_path / "saved", decode=Decode("plain", precision="int8"))
     with pytest.raises(ValueError, match="expected weights in bf16, got fp32; load the policy with it"):
         make_policy("beast").decoding(Decode("plain", precision="bf16"))
-    with pytest.raises(ValueError, match="expected one of fp32, bf16, got 'fp8'"):
-        Decode(precision="fp8")
+    with pytest.raises(ValueError, match="expected one of fp32, bf16, int8, fp8, got 'fp4'"):
+        Decode(precision="fp4")
 
 
 def test_a_deadline_counts_from_the_observation_on(make_policy, observations, monkeypatch):

@@ -68,6 +68,8 @@ def test_from_data_to_a_rollout(recorded, backbones, tmp_path, name, head):
     row = runner(*options)(Job(0, 0))
     assert row["error"] is None
     assert row["plans"] > 0
+    row = runner(*options, "decode.precision=int8")(Job(0, 0))
+    assert (row["error"], row["decode"]["precision"]) == (None, "int8")
 
 
 def test_adapters_on_what_another_run_has_learned(recorded, backbones, tmp_path):
