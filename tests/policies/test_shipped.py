@@ -67,13 +67,16 @@ def test_on_lift_it_lifts(name):
 
 
 @pytest.mark.usefixtures("needs_libero")
-def test_on_libero_it_takes_the_object_it_is_told_to():
+@pytest.mark.parametrize(
+    ("name", "episodes"), [("nano_libero_object_beast", 2), ("nano_libero_object_discrete_diffusion", 1)]
+)
+def test_on_libero_it_takes_the_object_it_is_told_to(name, episodes):
     """Two of the ten; figures over all of them are the README's."""
-    play = runner("env=libero_object", "policy=nano_libero_object_beast")
-    rows = [play(Job(task, episode)) for task in (2, 8) for episode in range(2)]
+    play = runner("env=libero_object", f"policy={name}")
+    rows = [play(Job(task, episode)) for task in (2, 8) for episode in range(episodes)]
     play.close()
     assert not any(row["init_seen"] for row in rows)
-    assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
+    assert sum(row["success"] for row in rows) >= len(rows) - 1, [row["reason"] for row in rows]
 
 
 @pytest.mark.usefixtures("needs_sim")
