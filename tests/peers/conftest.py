@@ -86,10 +86,12 @@ _WAIT = "until [ $(readlink /proc/{0}/ns/net) != $(readlink /proc/self/ns/net) ]
 
 @pytest.fixture
 def ros2(need, network, monkeypatch):
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(random.randrange(1, 100)))
+    domain = random.randrange(1, 100)
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     peer = peer_of("ros2", need, network)
+    peer.domain = domain
     yield peer
     peer.close()
 

@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import yaml
+from processes import Stage, last, until
 from robots import reach_robot
-
-from vla_runtime.control.recorder import Recording
-
-HERE = Path(__file__).parent
-BRIDGE = ("-m", "vla_runtime.bridge", "transport=rclpy")
-
-
-def last(process, timeout=60):
-    out, errors = process.communicate(timeout=timeout)
-    assert out, errors
-    return json.loads(out.splitlines()[-1]), process.returncode, errors
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds  # noqa: TID251
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come to pass"  # noqa: TID251
-        time.sleep(0.05)  # noqa: TID251
-    return found
-
-
-class Stage:
-    def __init__(self, ros2, here, folder):
-        self._ros2, self._here, self.folder = ros2, here, folder
-        self.server = here.start(HERE / "aiming.py")
-        self.address = self.server.stdout.readline().strip()
-        assert self.address, self.server.communicate()
-        self.contract = self.written("robot", reach_robot(expiry=0.4))
-
-    def written(self, name, contract):
-        path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
-        return path
-
-    def robot(self, episodes=1, steps=200, patience=30.0):
-        return self._ros2.start(
-            *BRIDGE, "side=robot", "env=reach", "env.control=absolute", "env.size=16", f"env.max_steps={steps}",
-            f"contract={self.contract}", "transport.node=arm", f"episodes={episodes}", f"patience={patience}",
-            f"out={self.folder / 'robot'}",
-        )  # fmt: skip
-
-    def bridge(self, name="bridge", *options, episodes=1):
-        return self._ros2.start(
-            *BRIDGE, f"contract={self.contract}", "policy=remote", f"policy.address={self.address}",
-            "instruction=touch the disc", "arm=true", f"episodes={episodes}", f"out={self.folder / name}",
-            "safety.observation=1.0", *options,
-        )  # fmt: skip
-
-    def ticks(self, name="bridge"):
-        found = sorted((self.folder / name).glob("recordings/*"))
-        return Recording(found[-1]).ticks if found else []
 
 
 @pytest.fixture
 def stage(ros2, here, tmp_path):
-    return Stage(ros2, here, tmp_path)
+    return Stage(here, (ros2, "transport=rclpy", "transport.node=arm"), (ros2, "transport=rclpy"), tmp_path)
 
 
 def test_episodes_over_ros_succeed(stage):

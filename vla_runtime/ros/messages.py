@@ -55,6 +55,20 @@ def decode(kind: str, data: bytes) -> Any:
         raise SpecMismatch(f"{kind}: expected a message, got {type(error).__name__}: {error}") from error
 
 
+def fields_of(kind: str) -> list[tuple[str, tuple[str, Any]]]:
+    """The fields of a type in their order, each as a name and what it is: ("base", "uint8"), ("name", another type's),
+    ("array" or "sequence", (what its values are, their number or 0)).
+    """
+    return [(name, _described(described)) for name, described in _store.fielddefs[kind][1]]
+
+
+def _described(described: Any) -> tuple[str, Any]:
+    form, what = described[0].name.lower(), described[1]
+    if form == "base":
+        return form, what[0]
+    return (form, what) if form == "name" else (form, (_described(what[0]), what[1]))
+
+
 def empty() -> Any:
     """A std_msgs/msg/Empty."""
     return _types["std_msgs/msg/Empty"]()

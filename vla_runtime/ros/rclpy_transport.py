@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from vla_runtime.robot_side import Topic
-from vla_runtime.ros.messages import decode, encode
-from vla_runtime.ros.transport import OnMessage
-from vla_runtime.types import SpecMismatch
+from vla_runtime.ros.messages import encode
+from vla_runtime.ros.transport import Inbox, OnMessage, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +33,8 @@ class RclpyTransport:
         self._events: Any = import_module("rclpy.event_handler")
         self._name, self._namespace, self._domain = node, namespace, domain
         self._publishers: dict[str, Any] = {}
-        self._words: set[str] = set()
-        self._problems: Counter[str] = Counter()
+        self._said: Sequence[Topic] = ()
+        self._inbox = Inbox()
         self._context: Any = None
         self._node: Any = None
         self._executor: Any = None
@@ -46,7 +44,7 @@ class RclpyTransport:
         self._context = self._rclpy.context.Context()
         self._rclpy.init(args=[], context=self._context, domain_id=self._domain)
         self._node = self._rclpy.create_node(self._name, namespace=self._namespace, context=self._context)
-        self._words = {topic.name for topic in publishes if topic.type.startswith("std_msgs/")}
+        self._said = publishes
         for topic in publishes:
             callbacks = self._events.PublisherEventCallbacks(
                 incompatible_qos=lambda event, topic=topic: self._incompatible(topic, event)
@@ -60,26 +58,14 @@ class RclpyTransport:
         self._thread.start()
 
     def subscribe(self, topic: Topic, on_message: OnMessage) -> None:
-        def on_bytes(data: bytes) -> None:
-            try:
-                message = decode(topic.type, data)
-            except SpecMismatch as error:
-                self._problems[f"{topic.name}: {error}"] += 1
-                return
-            try:
-                on_message(message)
-            except Exception:
-                # One message of many: the node lives on, and says so.
-                self._problems[f"{topic.name}: messages that could not be used"] += 1
-                _log.exception("%s", topic.name)
-
         callbacks = self._events.SubscriptionEventCallbacks(
             incompatible_qos=lambda event: self._incompatible(topic, event),
             message_lost=lambda event: self._lost(topic, event),
         )
         self._node.create_subscription(
-            self._type(topic), topic.name, on_bytes, self._quality(topic), raw=True, event_callbacks=callbacks
-        )
+            self._type(topic), topic.name, self._inbox.handler(topic, on_message), self._quality(topic), raw=True,
+            event_callbacks=callbacks,
+        )  # fmt: skip
 
     def publish(self, topic: Topic, message: Any) -> None:
         try:
@@ -88,13 +74,10 @@ class RclpyTransport:
             raise RuntimeError(f"{topic.name}: expected an open node, got {error}") from error
 
     def health(self) -> list[str]:
-        found = [f"{reason} ({count} times)" for reason, count in list(self._problems.items())]
-        # Words are for whoever wants to hear them; commands and what cameras see are for somebody.
-        heard = {name: one for name, one in self._publishers.items() if name not in self._words}
-        deaf = [name for name, one in heard.items() if not one.get_subscription_count()]
+        found = self._inbox.health()
         if self._thread is not None and not self._thread.is_alive():
             found.append("the node's thread has ended")
-        return found + [f"{name}: nobody listens" for name in deaf]
+        return found + unheard(self._said, lambda name: self._publishers[name].get_subscription_count())
 
     def close(self) -> None:
         if self._context is None or not self._context.ok():
@@ -113,18 +96,14 @@ class RclpyTransport:
         except self._executors.ExternalShutdownException:
             pass
         except Exception:
-            self._problems["the node has stopped"] += 1
+            self._inbox.problems["the node has stopped"] += 1
             _log.exception("the node has stopped")
 
     def _incompatible(self, topic: Topic, event: Any) -> None:
-        policy = str(event.last_policy_kind).lower().rpartition("policy_")[2]
-        wanted = "reliable" if topic.reliable else "best effort"
-        reason = f"{topic.name}: expected somebody who agrees on {wanted}, got another {policy}"
-        self._problems[reason] += 1
-        _log.error("%s; nothing is delivered between these two", reason)
+        self._inbox.mismatch(topic, str(event.last_policy_kind).lower().rpartition("policy_")[2])
 
     def _lost(self, topic: Topic, event: Any) -> None:
-        self._problems[f"{topic.name}: messages lost"] += event.total_count_change
+        self._inbox.problems[f"{topic.name}: messages lost"] += event.total_count_change
 
     def _quality(self, topic: Topic) -> Any:
         policies = self._qos.ReliabilityPolicy

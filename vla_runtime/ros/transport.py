@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from vla_runtime.robot_side import Topic
+from vla_runtime.ros.messages import decode
+from vla_runtime.types import SpecMismatch
 
 OnMessage = Callable[[Any], None]
+_log = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
@@ -29,3 +34,48 @@ class Transport(Protocol):
         """What is wrong: qualities of service that do not match, connections that are down, messages left out."""
 
     def close(self) -> None: ...
+
+
+class Inbox:
+    """Hands on what comes in as bytes, and counts what goes wrong: one message of many must not end a transport."""
+
+    def __init__(self) -> None:
+        self.problems: Counter[str] = Counter()
+
+    def handler(
+        self, topic: Topic, on_message: OnMessage, decode: Callable[[str, Any], Any] = decode
+    ) -> Callable[[Any], None]:
+        """What to call with each message of a topic. decode: of a type's name and bytes, as ROS 2 sends them."""
+
+        def on_bytes(data: Any) -> None:
+            try:
+                message = decode(topic.type, data)
+            except SpecMismatch as error:
+                self.problems[f"{topic.name}: {error}"] += 1
+                return
+            try:
+                on_message(message)
+            except Exception:
+                self.problems[f"{topic.name}: messages that could not be used"] += 1
+                _log.exception("%s", topic.name)
+
+        return on_bytes
+
+    def health(self) -> list[str]:
+        """What went wrong, with how often."""
+        return [f"{reason} ({count} times)" for reason, count in list(self.problems.items())]
+
+    def mismatch(self, topic: Topic, policy: str) -> None:
+        """Somebody wants another quality of service."""
+        wanted = "reliable" if topic.reliable else "best effort"
+        reason = f"{topic.name}: expected somebody who agrees on {wanted}, got another {policy}"
+        self.problems[reason] += 1
+        _log.error("%s; nothing is delivered between these two", reason)
+
+
+def unheard(topics: Sequence[Topic], listeners: Callable[[str], int]) -> list[str]:
+    """What is wrong where nobody hears topics that must be heard: commands and what cameras see. Words are for whoever
+    wants them. listeners: how many a topic has, by its name.
+    """
+    heard = [topic.name for topic in topics if not topic.type.startswith("std_msgs/")]
+    return [f"{name}: nobody listens" for name in heard if not listeners(name)]

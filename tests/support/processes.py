@@ -1,0 +1,64 @@
+"""Robot, bridge and server as processes of their own, each in its environment and over its transport."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import yaml
+from robots import reach_robot
+
+from vla_runtime.control.recorder import Recording
+
+AIMING = Path(__file__).parent.parent / "peers" / "aiming.py"
+
+
+def last(process, timeout=60):
+    out, errors = process.communicate(timeout=timeout)
+    assert out, errors
+    return json.loads(out.splitlines()[-1]), process.returncode, errors
+
+
+def until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds  # noqa: TID251
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to pass"  # noqa: TID251
+        time.sleep(0.05)  # noqa: TID251
+    return found
+
+
+class Stage:
+    """robot, bridge: each the Python it runs in and the options that say its transport."""
+
+    def __init__(self, here, robot, bridge, folder):
+        self._robot, self._bridge, self.folder = robot, bridge, folder
+        self.server = here.start(AIMING)
+        self.address = self.server.stdout.readline().strip()
+        assert self.address, self.server.communicate()
+        self.contract = self.written("robot", reach_robot(expiry=0.4))
+
+    def written(self, name, contract):
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
+        return path
+
+    def robot(self, episodes=1, steps=200, patience=30.0):
+        python, *transport = self._robot
+        return python.start(
+            *("-m", "vla_runtime.bridge", *transport, "side=robot", f"contract={self.contract}"),
+            *("env=reach", "env.control=absolute", "env.size=16", f"env.max_steps={steps}"),
+            *(f"episodes={episodes}", f"patience={patience}", f"out={self.folder / 'robot'}"),
+        )
+
+    def bridge(self, name="bridge", *options, episodes=1):
+        python, *transport = self._bridge
+        return python.start(
+            *("-m", "vla_runtime.bridge", *transport, f"contract={self.contract}"),
+            *("policy=remote", f"policy.address={self.address}", "instruction=touch the disc", "arm=true"),
+            *(f"episodes={episodes}", f"out={self.folder / name}", "safety.observation=1.0", *options),
+        )
+
+    def ticks(self, name="bridge"):
+        found = sorted((self.folder / name).glob("recordings/*"))
+        return Recording(found[-1]).ticks if found else []
