@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,25 @@ def ros2(need, network, monkeypatch):
     monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     peer = peer_of("ros2", need, network)
     peer.domain = domain
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def ros1(need, network, monkeypatch):
+    """Debian's Python with ROS 1, beside a master."""
+    port = random.randrange(12000, 20000)
+    for name, value in (("ROS_MASTER_URI", f"http://127.0.0.1:{port}"), ("ROS_IP", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    peer = peer_of("ros1", need, network)
+    # It finds its own programs on the path, and its own Python first.
+    monkeypatch.setenv("PATH", f"/usr/bin:/bin:{os.environ['PATH']}")
+    # What roscore starts, without the node that gathers logs.
+    peer.master = peer.start("/usr/bin/rosmaster", "--core", "-p", str(port))
+    answers = "import rosgraph, sys; sys.exit(not rosgraph.is_master_online())"
+    deadline = time.monotonic() + 30  # noqa: TID251
+    while peer.start("-c", answers).wait():
+        assert time.monotonic() < deadline, "the master does not answer"  # noqa: TID251
     yield peer
     peer.close()
 

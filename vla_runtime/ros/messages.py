@@ -7,7 +7,7 @@ neither topics nor transports.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,18 @@ def encode(message: Any) -> bytes:
 
 def decode(kind: str, data: bytes) -> Any:
     """The inverse of `encode`. SpecMismatch for bytes that are no message of this type."""
+    return decoded(kind, lambda: _store.deserialize_cdr(data, kind))
+
+
+def types_of() -> Any:
+    """The store of all types, of which every message here is one."""
+    return _store
+
+
+def decoded(kind: str, read: Callable[[], Any]) -> Any:
+    """What `read` makes of somebody's bytes. SpecMismatch, whatever goes wrong with them."""
     try:
-        return _store.deserialize_cdr(data, kind)
+        return read()
     except (SerdeError, ValueError, IndexError, AssertionError, KeyError, OverflowError, MemoryError) as error:
         raise SpecMismatch(f"{kind}: expected a message of this type, got {type(error).__name__}: {error}") from error
     except Exception as error:
