@@ -25,6 +25,7 @@ from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.control.settings import Settings
 from vla_runtime.disk import write_json
+from vla_runtime.evaluation.folder import without_secrets
 from vla_runtime.evaluation.statistics import wilson_interval
 from vla_runtime.interfaces import Policy
 from vla_runtime.messages import env_document, policy_document
@@ -106,7 +107,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
         if not config["arm"]:
             safety.stop(clock.now(), "not armed yet")
         header = {
-            "config": {key: value for key, value in config.items() if key != "choices"},
+            "config": without_secrets({key: value for key, value in config.items() if key != "choices"}),
             "env": env_document(robot.spec), "policy": policy_document(policy.spec), "episode": episode,
             "facts": dict(facts),
         }  # fmt: skip

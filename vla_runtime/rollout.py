@@ -134,7 +134,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     def plan(found: dict[str, Any]) -> list[Job]:
         nonlocal file
         facts.update(found)
-        _check_policy(folder, rows, found["common"])
+        _check_policy(folder, rows, found["common"], config["policy"].get("address"))
         requested.extend(_jobs(config, found))
         claim(folder, config)
         file = RowFile(folder, rows)
@@ -167,9 +167,17 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any]) -> None:
-    """ValueError where rows were made by a policy that has other weights now, or decodes otherwise, under one name."""
+def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any], address: str | None) -> None:
+    """ValueError where rows were made by a policy that has other weights now, or decodes otherwise, under one name.
+
+    address: of a server. One that does not say what weights it serves is known by it alone.
+    """
     for row in rows:
+        if address is not None and common["weights"] is None and row["timing"].get("address") != address:
+            raise ValueError(
+                f"out={folder}: expected to go on with the server at {row['timing'].get('address')}, which does not "
+                f"say what weights it serves, got {address}; start over in another out="
+            )
         for what in ("weights", "decode"):
             if row[what] != common[what]:
                 raise ValueError(

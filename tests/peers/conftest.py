@@ -116,6 +116,39 @@ def ros1(need, network, monkeypatch):
     peer.close()
 
 
+class WebBridge:
+    """A rosbridge server (ros2-web-bridge) on a port of its own; `start` starts it anew."""
+
+    def __init__(self, ros2, folder):
+        self._ros2 = ros2
+        self._program = folder / "node_modules" / "ros2-web-bridge" / "bin" / "rosbridge.js"
+        self._port = random.randrange(12000, 20000)
+        self.address = f"ws://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self):
+        """Until it takes connections."""
+        # By way of Python: where the wheels' libraries lie is known to it alone, and they want one in the process.
+        command = ["node", str(self._program), "-p", str(self._port)]
+        self.server = self._ros2.start(
+            "-c", f"import os; os.environ['LD_PRELOAD'] = 'libpython3.11.so.1.0'; os.execvp('node', {command})",
+            AMENT_PREFIX_PATH=str(PEERS / "ros2"), ROS_DISTRO="jazzy",
+        )  # fmt: skip
+        deadline = time.monotonic() + 30  # noqa: TID251
+        look = f"import socket; socket.create_connection(('127.0.0.1', {self._port}), 1).close()"
+        while self._ros2.start("-c", look).wait():
+            assert self.server.poll() is None, self.server.communicate()
+            assert time.monotonic() < deadline, "the rosbridge server does not answer"  # noqa: TID251
+
+
+@pytest.fixture
+def rosbridge(ros2, need):
+    folder = PEERS / "rosbridge"
+    if not (folder / ".ready").exists():
+        need(f"a rosbridge server (sh tests/peers.sh {PEERS})")
+    return WebBridge(ros2, folder)
+
+
 @pytest.fixture
 def here(network):
     """This Python, where the peers are."""

@@ -26,7 +26,7 @@ from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Trace, percentiles
-from vla_runtime.evaluation.folder import Job, Row, latency_label
+from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secrets
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.messages import env_document, policy_document
@@ -175,7 +175,7 @@ class EpisodeRunner:
             return None
         header = {
             "versions": {"recording": 1, **self._common["versions"]},
-            "config": self._config,
+            "config": without_secrets(self._config),
             "job": list(job),
             "seed": seed,
             "env": env_document(self._env.spec),

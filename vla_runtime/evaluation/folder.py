@@ -61,11 +61,23 @@ _log = logging.getLogger(__name__)
 
 # How a run is carried out, not what it measures: may differ when it is resumed.
 _BOOKKEEPING = ("out", "workers", "require", "timeout", "merge")
+# Of a policy that is served: where it is. What it is, rows say.
+_WAY_TO_POLICY = ("address", "timeout", "token")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that must be equal for two runs to be the same run."""
-    return {key: value for key, value in config.items() if key not in _BOOKKEEPING}
+    found = {key: value for key, value in config.items() if key not in _BOOKKEEPING}
+    if "address" in found.get("policy", {}):
+        found["policy"] = {key: value for key, value in found["policy"].items() if key not in _WAY_TO_POLICY}
+    return found
+
+
+def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as files may hold it: tokens are nobody else's business."""
+    if not config.get("policy", {}).get("token"):
+        return dict(config)
+    return {**config, "policy": {**config["policy"], "token": None}}
 
 
 def config_differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[str]:
@@ -96,7 +108,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into a new folder; ValueError in one that holds another run."""
     check_same_run(folder, config)
     if not (folder / "config.yaml").exists():
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(without_secrets(config), sort_keys=False))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,60 @@
+"""Runs with a served policy: where it was served is not what it is, and a token stays a secret."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from numbered import Policy, Recording
+from served import serving
+
+from vla_runtime.compose import load
+from vla_runtime.rollout import rollout
+from vla_runtime.serving.server import Access
+
+
+class Weighed(Policy):
+    """Says what weights it has."""
+
+    def __init__(self, weights):
+        super().__init__(Recording(size=64))
+        self.spec = replace(self.spec, weights=weights)
+
+
+def run(out, server, *options):
+    shared = ("env=reach", "env.size=64", "env.max_steps=10", "episodes=1", "video=none", f"out={out}")
+    return rollout(load("rollout", [*shared, "policy=remote", f"policy.address={server.address}", *options]))
+
+
+def cut_short(out):
+    """As if it had been killed before its last episode."""
+    path = out / "episodes.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+
+
+def test_a_run_goes_on_with_the_same_weights_elsewhere(tmp_path):
+    with serving(Weighed("a")) as server:
+        whole, _ = run(tmp_path / "run", server)
+    cut_short(tmp_path / "run")
+    with serving(Weighed("b")) as server, pytest.raises(ValueError, match="expected to go on with the weights"):
+        run(tmp_path / "run", server)
+    with serving(Weighed("a")) as server:
+        again, _ = run(tmp_path / "run", server, "policy.timeout=20")
+    assert again["episodes"] == whole["episodes"]
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_known_by_its_address(tmp_path):
+    with serving(Weighed(None)) as server:
+        run(tmp_path / "run", server)
+    cut_short(tmp_path / "run")
+    with serving(Weighed(None)) as server, pytest.raises(ValueError, match="which does not say what weights it serves"):
+        run(tmp_path / "run", server)
+
+
+def test_no_file_holds_the_token(tmp_path):
+    with serving(Weighed("a"), Access(token="open sesame")) as server:
+        run(tmp_path / "run", server, "policy.token=open sesame", "record.ticks=true")
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path for path in files if b"sesame" in path.read_bytes()]
