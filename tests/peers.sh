@@ -46,3 +46,34 @@ if /usr/bin/python3 -c "import rospy" 2>/dev/null; then
 else
     echo "ROS 1 needs: apt-get install $ros1" >&2
 fi
+
+# A rosbridge server that speaks to the ROS 2 above: not rosbridge_suite, which no package index has, but one of npm's. It
+# is built against the wheels' headers and libraries; the program `ros2`, which they lack, tells it where they lie.
+make_rosbridge() {
+    [ -e "$folder/rosbridge/.ready" ] && return
+    echo "making $folder/rosbridge (once)"
+    rm -rf "$folder/rosbridge"
+    mkdir -p "$folder/rosbridge"
+    (
+        set -e
+        ros=$folder/ros2
+        printf '#!/bin/sh\n' >"$ros/bin/ros2"
+        chmod +x "$ros/bin/ros2"
+        include=$(find "$ros/include" -maxdepth 1 -type d | paste -s -d :)
+        export AMENT_PREFIX_PATH="$ros" ROS_DISTRO=jazzy CPLUS_INCLUDE_PATH="$include" C_INCLUDE_PATH="$include"
+        export LIBRARY_PATH="$ros/lib" PATH="$ros/bin:$PATH"
+        cd "$folder/rosbridge"
+        npm install ros2-web-bridge@0.3.0 --ignore-scripts --no-audit --no-fund --silent
+        gyp=$(dirname "$(readlink -f "$(command -v npm)")")/../node_modules/node-gyp/bin/node-gyp.js
+        headers=$(dirname "$(dirname "$(readlink -f "$(command -v node)")")")
+        for module in rclnodejs @rclnodejs/ref-napi; do
+            (cd "node_modules/$module" && node "$gyp" rebuild --nodedir="$headers" >build.log 2>&1) || {
+                tail -5 "node_modules/$module/build.log" >&2
+                exit 1
+            }
+        done
+        cd node_modules/rclnodejs && LD_LIBRARY_PATH="$ros/lib" node scripts/generate_messages.js >/dev/null
+    ) && touch "$folder/rosbridge/.ready" || echo "could not make $folder/rosbridge; it needs node, npm and g++" >&2
+}
+[ -e "$folder/ros2/.ready" ] && make_rosbridge
+exit 0

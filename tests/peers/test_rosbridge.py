@@ -18,8 +18,13 @@ def stage(ros2, rosbridge, here, tmp_path):
     bridge = (here, "transport=rosbridge", f"transport.address={rosbridge.address}")
     found = Stage(here, (ros2, "transport=rclpy"), bridge, tmp_path)
     wanted = reach_robot(expiry=0.6)
-    cameras = {name: replace(one, type="sensor_msgs/msg/CompressedImage") for name, one in wanted.robot.cameras.items()}
-    found.contract = found.written("robot", replace(wanted, robot=replace(wanted.robot, cameras=cameras)))
+    # This server asks for reliable topics, whatever their publishers offer.
+    cameras = {
+        name: replace(one, type="sensor_msgs/msg/CompressedImage", reliable=True)
+        for name, one in wanted.robot.cameras.items()
+    }
+    state = {name: replace(one, reliable=True) for name, one in wanted.robot.state.items()}
+    found.contract = found.written("robot", replace(wanted, robot=replace(wanted.robot, cameras=cameras, state=state)))
     return found
 
 
