@@ -38,7 +38,8 @@ class Served:
         return f"ws://127.0.0.1:{self.port}"
 
     def stop(self):
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
         assert not self._thread.is_alive()
 

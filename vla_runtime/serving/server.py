@@ -169,8 +169,9 @@ class PolicyServer:
                 frame = await asyncio.wait_for(connection.recv(), self._access.idle)
                 await self._answered(connection, client, frame)
         except TimeoutError:
-            with suppress(ConnectionClosed):
-                await connection.send(f"expected a message within {self._access.idle:g} s, got none; goodbye")
+            goodbye = f"expected a message within {self._access.idle:g} s, got none; goodbye"
+            with suppress(ConnectionClosed, TimeoutError):
+                await asyncio.wait_for(connection.send(goodbye), self._access.idle)
         except ConnectionClosed:
             pass
         finally:
@@ -191,7 +192,8 @@ class PolicyServer:
             _log.exception("a request failed")
             answer, outcome = "internal error; the server's log says more", "failed"
         try:
-            await connection.send(answer)
+            # One who asks and does not listen must not keep a server from ending.
+            await asyncio.wait_for(connection.send(answer), self._access.idle)
         finally:
             self._metrics.requests.labels(outcome).inc()
             self._metrics.request.observe(self._clock.now() - began)
