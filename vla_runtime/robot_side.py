@@ -116,7 +116,8 @@ class Desk:
 @dataclass(frozen=True, slots=True, eq=False)
 class RobotSide:
     """Streams by the name of a camera or a group. skew: seconds by which stamps of one observation may differ. expiry:
-    seconds after which a command is too old to be executed.
+    seconds after which a command is too old to be executed. ends: a binary group of the action with which a policy says
+    that it has finished (its `close`); it goes to no controller and has no stream.
     """
 
     name: str
@@ -126,6 +127,7 @@ class RobotSide:
     skew: float = 0.05
     expiry: float = 0.2
     desk: Desk = field(default_factory=Desk)
+    ends: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Plain values; `read` is the inverse."""
@@ -133,13 +135,14 @@ class RobotSide:
             part: {name: _plain(asdict(one)) for name, one in getattr(self, part).items()}
             for part in ("cameras", "state", "action")
         }
-        return {"name": self.name, **streams, "skew": self.skew, "expiry": self.expiry, "desk": asdict(self.desk)}
+        rest = {"skew": self.skew, "expiry": self.expiry, "desk": asdict(self.desk), "ends": self.ends}
+        return {"name": self.name, **streams, **rest}
 
     @classmethod
     def read(cls, document: Any) -> RobotSide:
         """The inverse of `document`; what has a default may be missing. SpecMismatch for anything else."""
         given = dict(_mapping(document, "robot"))
-        for one, kind in (("name", "str"), ("skew", "float"), ("expiry", "float")):
+        for one, kind in (("name", "str"), ("skew", "float"), ("expiry", "float"), ("ends", "str | None")):
             if one in given and not _fits(given[one], kind):
                 raise SpecMismatch(f"robot, {one}: expected {kind}, got {given[one]!r}")
         kinds = {"cameras": CameraStream, "state": StateStream, "action": CommandStream}
@@ -160,7 +163,10 @@ class RobotSide:
         """SpecMismatch, with all of them, for streams that do not carry what the contract says."""
         found = _missing("cameras", self.cameras, [camera.name for camera in cameras])
         found += _missing("state", self.state, list(state.slices))
-        found += _missing("action", self.action, list(action.slices))
+        found += _missing("action", self.action, [name for name in action.slices if name != self.ends])
+        ending = action.group(self.ends) if self.ends in action.slices else None
+        if self.ends is not None and (ending is None or ending.size != 1 or None in (ending.open, ending.close)):
+            found.append(f"ends: expected a binary group of one dimension, with open and close, got {self.ends!r}")
         for name, camera in self.cameras.items():
             found += _expect(f"camera {name!r}, type", camera.type, IMAGES)
             found += _expect(f"camera {name!r}, turn", camera.turn, TURNS)

@@ -99,7 +99,10 @@ class Command:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """How an episode ended. reason: success, time, error or stopped. progress: 0 to 1, None if unknown."""
+    """How an episode ended.
+
+    reason: success, time, error, stopped, or terminated (by the policy's own word). progress: 0 to 1, None if unknown.
+    """
 
     success: bool
     reason: str

@@ -172,6 +172,21 @@ def test_a_contract_without_a_robot_is_refused():
         Streams(contract, Air().transport(), VirtualClock())
 
 
+def test_what_fits_together_later_is_never_older():
+    said = Said()
+    said.joints(5.0)
+    for name in CAMERAS:
+        said.image(name, 5.0)
+    said.image("overhead", 5.09375)
+    said.joints(5.125)
+    said.image("hand", 5.15625)
+    said.image("overhead", 5.21875)
+    before = said.streams.observation(CAMERAS)
+    assert before.time == pytest.approx(5.125)
+    said.joints(5.21875)
+    assert said.streams.observation(CAMERAS).time >= before.time
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["joints", *CAMERAS]), st.floats(0, 0.1), st.floats(0, 0.05)), max_size=40))
 def test_observations_are_within_the_skew_and_never_go_back(events):

@@ -128,6 +128,12 @@ def _episode(
         )
     if not rows:
         return None
+    if side.ends is not None:
+        # It is not said on any topic: with its last row a demonstration has finished.
+        place, group = contract.action.slices[side.ends], contract.action.group(side.ends)
+        for row in rows:
+            row["action"][place] = group.open
+        rows[-1]["action"][place] = group.close
     facts["steps"] = len(rows)
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return Episode(facts, columns, images, np.array(shown, np.int64))

@@ -115,9 +115,15 @@ class RosRobot:
         return self.streams.observation(cameras)
 
     def apply(self, command: Command) -> None:
-        """Send a command to the gate; one that cannot be sent is counted and lost. Nothing while a human moves it."""
+        """Send a command to the gate; one that cannot be sent is counted and lost. Nothing while a human moves it.
+
+        One that says that the policy has finished ends the episode.
+        """
         if self._safety.human:
             return
+        if not command.held and self._finished(command):
+            # Whether it did what it should nobody has said.
+            self._outcome = Outcome(False, "terminated")
         moment = self.streams.newest()
         frame = f"{self._origin}:{self._sequence}"
         self._sequence += 1
@@ -141,8 +147,17 @@ class RosRobot:
                 self.faults["commands that could not be sent"] += 1
                 _log.debug("%s", error)
 
+    def _finished(self, command: Command) -> bool:
+        if self._side.ends is None:
+            return False
+        group = self._contract.action.group(self._side.ends)
+        value = float(command.values[self._contract.action.slices[group.name]][0])
+        assert group.open is not None
+        assert group.close is not None
+        return abs(value - group.close) < abs(value - group.open)
+
     def outcome(self) -> Outcome | None:
-        """What a simulated robot says of its episode; a real one says nothing."""
+        """What a simulated robot says of its episode, or that the policy has finished; a real robot says nothing."""
         return self._outcome
 
     def say(self, status: Mapping[str, Any]) -> None:

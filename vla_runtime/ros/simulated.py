@@ -44,6 +44,8 @@ class SimulatedRobot:
     ):  # fmt: skip
         require_match(Contract.of(env.spec), contract, env.spec.name, "the robot's contract")
         self._env, self._contract, self._side = env, contract, robot_of(contract)
+        if self._side.ends is not None:
+            raise SpecMismatch(f"ends: expected none of a simulated robot, whose episodes end, got {self._side.ends!r}")
         self._transport, self._clock, self._stamps, self._pause = transport, clock, stamps, pause
         names = [camera.name for camera in contract.cameras]
         if cameras is not None and not 1 <= cameras <= len(names):

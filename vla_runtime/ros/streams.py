@@ -45,7 +45,7 @@ class Streams:
         self._lock = threading.Lock()
         self._samples: dict[str, deque[_Sample]] = {}
         self._delays: deque[float] = deque(maxlen=_DELAYS)
-        self._kept: dict[tuple[str, ...], Observation] = {}
+        self._kept: dict[tuple[str, ...], tuple[float, Observation]] = {}
         self._faults: Counter[str] = Counter()
         self.instruction = ""
         for camera in contract.cameras:
@@ -122,10 +122,13 @@ class Streams:
             found = self._aligned(wanted)
             asked = tuple(cameras)
             if found is not None:
-                self._kept[asked] = self._observed(found, cameras)
+                oldest = min(one.stamp for one in found.values())
+                # What fits together now may be older than what did before.
+                if asked not in self._kept or oldest >= self._kept[asked][0]:
+                    self._kept[asked] = oldest, self._observed(found, cameras)
             if asked not in self._kept:
                 raise RuntimeError(f"robot: expected {', '.join(wanted)} within {self._robot.skew} s, got them never")
-            return self._kept[asked]
+            return self._kept[asked][1]
 
     def _aligned(self, wanted: list[str]) -> dict[str, _Sample] | None:
         """One sample of each, as new as can be; an older set where frames were lost."""
@@ -175,6 +178,7 @@ class Streams:
                 # Another clock, or one that was set: nothing of before fits it.
                 self._faults["the robot's clock went back"] += 1
                 self._delays.clear()
+                self._kept.clear()
                 for kept in self._samples.values():
                     kept.clear()
             samples.append(sample)
