@@ -30,9 +30,10 @@ MEASURED = "measured"
 
 
 def latencies(latency: float | str, seed: int) -> Iterator[float | None]:
-    """Seconds for one question after another: a number every time, drawn from a recorded profile, or None: as measured.
+    """Seconds for one question after another: a number every time, a recorded profile's, or None: as measured.
 
-    latency: at least 0, a file with a JSON list of seconds, or "measured". ValueError for anything else.
+    latency: at least 0, a file with a JSON list of seconds, or "measured". A profile is played in its order, since slow
+    answers come in rows, from a place that `seed` says on, and again from its beginning. ValueError for anything else.
     """
     if latency == MEASURED:
         return repeat(None)
@@ -50,8 +51,8 @@ def latencies(latency: float | str, seed: int) -> Iterator[float | None]:
         ) from error
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f"loop.latency: expected a list of seconds from 0 on in {latency}, got {values[:3]}")
-    rng = np.random.default_rng(seed)
-    return (float(rng.choice(values)) for _ in count())
+    first = int(np.random.default_rng(seed).integers(len(values)))
+    return (float(values[(first + index) % len(values)]) for index in count())
 
 
 class Planner(Protocol):
