@@ -106,7 +106,7 @@ class Settings:
     ) -> None:
         """Drive `env`, which has just been reset, and fill in `result`; on_tick: as for `run`.
 
-        latency: on a virtual clock, seconds, a file of recorded ones, begun where `seed` says, or what makes the planner
+        latency: on a virtual clock, seconds, a file of recorded ones, begun where `seed` says, or what makes a planner
         itself. safety: with the timeouts that were asked for unless given.
         """
         if callable(latency):
