@@ -100,12 +100,15 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     loop = {**config["loop"], "clock": "system"}
     settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
     out = Path(config["out"] or f"runs/bridge-{datetime.now():%Y%m%d-%H%M%S}")
+    _managed(config, contract, transport, clock, safety)
     ticks, ended = 0, []
     for episode in range(config["episodes"]):
         facts = robot.reset(0, 0, episode)
         _log.info("robot %s: all streams are there", robot.spec.name)
         if not config["arm"]:
             safety.stop(clock.now(), "not armed yet")
+        elif episode == 0 and hasattr(transport, "began"):
+            transport.began()
         header = {
             "config": without_secrets({key: value for key, value in config.items() if key != "choices"}),
             "env": env_document(robot.spec), "policy": policy_document(policy.spec), "episode": episode,
@@ -146,6 +149,22 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     if safety.stopped is not None:
         return {**line, "error": f"the robot was stopped at the end: {safety.stopped}"}, 1
     return line, 0
+
+
+def _managed(config: Config, contract: Contract, transport: Transport, clock: Clock, safety: Safety) -> None:
+    """Let the transport's own system start and stop the policy, and see what it goes by; where it can."""
+    if not hasattr(transport, "manage"):
+        return
+    side = robot_of(contract)
+    shown: dict[str, float | str] = {"rate_hz": contract.rate_hz, "expiry": side.expiry, "skew": side.skew}
+    shown |= {"policy": config["choices"]["policy"], "limits.level": config["limits"]["level"]}
+    shown |= {f"safety.{name}": value for name, value in config["safety"].items() if value is not None}
+
+    def begin() -> None:
+        if safety.stopped is not None:
+            safety.reset(clock.now())
+
+    transport.manage(begin, lambda reason: safety.stop(clock.now(), reason), shown)
 
 
 def _check_policy_side(config: Config, contract: Contract) -> None:

@@ -101,7 +101,8 @@ class Desk:
     """Topics on which people and machines speak with a bridge; None: nobody does.
 
     heartbeat, stop, reset: std_msgs/msg/Empty; takeover: std_msgs/msg/Bool; instruction, outcome: std_msgs/msg/String
-    (outcome is a simulated robot's word on its episode); status: std_msgs/msg/String with JSON, from the bridge.
+    (outcome is a simulated robot's word on its episode); status: std_msgs/msg/String with JSON, from the bridge;
+    diagnostics: diagnostic_msgs/msg/DiagnosticArray, the same for ROS's tools.
     """
 
     heartbeat: str | None = None
@@ -111,6 +112,7 @@ class Desk:
     instruction: str | None = None
     outcome: str | None = None
     status: str | None = "/vla/status"
+    diagnostics: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +190,7 @@ class RobotSide:
         found += [
             f"{name!r}, max_age: expected more than 0 seconds, got {age}" for name, age in ages.items() if not age > 0
         ]
-        for name in ("heartbeat", "stop", "reset", "takeover", "instruction", "outcome", "status"):
+        for name in ("heartbeat", "stop", "reset", "takeover", "instruction", "outcome", "status", "diagnostics"):
             topic = getattr(self.desk, name)
             if topic is not None and not topic.startswith("/"):
                 found.append(f"desk {name}: expected an absolute name such as /vla/stop, got {topic!r}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from processes import Stage, last, until
 from robots import reach_robot
+
+MANAGING = Path(__file__).parent / "managing.py"
 
 
 @pytest.fixture
@@ -68,3 +72,36 @@ def test_qualities_that_do_not_match_are_told(stage):
     said, code, _ = last(robot)
     assert code == 1
     assert "expected a command within 5 s" in said["error"]
+
+
+def test_ros_tools_start_and_stop_it(stage, ros2):
+    """With a lifecycle node's transitions; its parameters and diagnostics say how it is."""
+    wanted = reach_robot(expiry=0.4)
+    desk = replace(wanted.robot.desk, diagnostics="/diagnostics")
+    stage.contract = stage.written("told", replace(wanted, robot=replace(wanted.robot, desk=desk)))
+    robot, bridge = stage.robot(), stage.bridge("bridge", "arm=false")
+    until(lambda: len(stage.ticks()) > 4)
+    said = json.loads(ros2.run(MANAGING, "vla_bridge", "activate"))
+    assert (said["states"], said["done"]) == (["inactive", "active"], True)
+    assert (said["expiry"], said["policy"]) == (0.4, "remote")
+    assert said["name"] == "vla_bridge: reach_arm"
+    line, code, errors = last(bridge)
+    assert code == 0, errors
+    assert line["successes"] == 1
+    assert line["events"] == [["stopped", "not armed yet"], ["reset", ""]]
+    last(robot)
+
+
+def test_one_that_is_deactivated_stands(stage, ros2):
+    robot, bridge = stage.robot(steps=100), stage.bridge("bridge", "steps=100", "policy.timeout=20")
+    until(lambda: len(stage.ticks()) > 2)
+    client = ros2.start(MANAGING, "vla_bridge", "deactivate")
+    line, code, errors = last(bridge)
+    assert code == 1, errors
+    assert line["events"] == [["stopped", "deactivated"]]
+    ticks = stage.ticks()
+    held = [tick["command"].tobytes() for tick in ticks if not tick["allowed"]]
+    assert len(held) > 5
+    assert len(set(held)) == 1
+    client.kill()
+    last(robot)

@@ -87,6 +87,11 @@ class Recorded:
         """Whether the transport has said all it has to say, where it knows."""
         return bool(getattr(self._transport, "over", False))
 
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("manage", "began"):
+            raise AttributeError(name)
+        return getattr(self._transport, name)
+
     def open(self, publishes: Sequence[Topic]) -> None:
         self._transport.open(publishes)
 

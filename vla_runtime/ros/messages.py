@@ -37,6 +37,7 @@ _types: Mapping[str, Any] = _store.types
 _CHANNELS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)),
              "mono8": (1, (0, 0, 0))}  # fmt: skip
 _JPEG_QUALITY = 90
+DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 
 
 def encode(message: Any) -> bytes:
@@ -87,6 +88,15 @@ def empty() -> Any:
 def text(value: str) -> Any:
     """A std_msgs/msg/String."""
     return _types["std_msgs/msg/String"](data=value)
+
+
+def diagnostics(name: str, problems: Sequence[str], stopped: str | None, values: Mapping[str, Any], time: float) -> Any:
+    """A DiagnosticArray with one status: an error while `stopped` (why), a warning where there are problems."""
+    level, said = (2, stopped) if stopped is not None else (1, problems[0]) if problems else (0, "moving, or ready to")
+    pairs = [_types["diagnostic_msgs/msg/KeyValue"](key, str(value)) for key, value in values.items()]
+    pairs += [_types["diagnostic_msgs/msg/KeyValue"]("problem", one) for one in problems]
+    status = _types["diagnostic_msgs/msg/DiagnosticStatus"](level, name, said, name, pairs)
+    return _types[DIAGNOSTICS](_header(time, ""), [status])
 
 
 def flag(value: bool) -> Any:

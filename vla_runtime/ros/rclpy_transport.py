@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -19,7 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 class RclpyTransport:
-    """A node named `node` in `namespace`. Topics are absolute names of the contract and stay so."""
+    """A lifecycle node named `node` in `namespace`: a bridge's policy may move the robot while it is active.
+
+    Topics are absolute names of the contract and stay so.
+    """
 
     def __init__(self, node: str = "vla_bridge", namespace: str = "", domain: int | None = None):
         try:
@@ -35,6 +38,8 @@ class RclpyTransport:
         self._publishers: dict[str, Any] = {}
         self._said: Sequence[Topic] = ()
         self._inbox = Inbox()
+        self._begin: Callable[[], None] = lambda: None
+        self._end: Callable[[str], None] = lambda reason: None
         self._context: Any = None
         self._node: Any = None
         self._executor: Any = None
@@ -43,7 +48,7 @@ class RclpyTransport:
     def open(self, publishes: Sequence[Topic]) -> None:
         self._context = self._rclpy.context.Context()
         self._rclpy.init(args=[], context=self._context, domain_id=self._domain)
-        self._node = self._rclpy.create_node(self._name, namespace=self._namespace, context=self._context)
+        self._node = self._managed()
         self._said = publishes
         for topic in publishes:
             callbacks = self._events.PublisherEventCallbacks(
@@ -67,6 +72,24 @@ class RclpyTransport:
             event_callbacks=callbacks,
         )  # fmt: skip
 
+    def manage(
+        self, begin: Callable[[], None], end: Callable[[str], None], parameters: Mapping[str, bool | int | float | str]
+    ) -> None:
+        """From here on the node is configured: activating it calls `begin`, deactivating it `end`."""
+        self._begin, self._end = begin, end
+        described = import_module("rcl_interfaces.msg").ParameterDescriptor(read_only=True)
+        for name, value in parameters.items():
+            self._node.declare_parameter(name, value, described)
+        self._node.trigger_configure()
+
+    def began(self) -> None:
+        """The policy was let move: the node is active, as if somebody had activated it."""
+        begin, self._begin = self._begin, lambda: None
+        try:
+            self._node.trigger_activate()
+        finally:
+            self._begin = begin
+
     def publish(self, topic: Topic, message: Any) -> None:
         try:
             self._publishers[topic.name].publish(encode(message))
@@ -89,6 +112,31 @@ class RclpyTransport:
         self._rclpy.shutdown(context=self._context)
         if self._thread is not None:
             self._thread.join(2.0)
+
+    def _managed(self) -> Any:
+        """The node. Its transitions are called in the thread that spins."""
+        lifecycle: Any = import_module("rclpy.lifecycle")
+        done = lifecycle.TransitionCallbackReturn
+        transport = self
+
+        class Node(lifecycle.LifecycleNode):  # type: ignore[misc]
+            def on_activate(self, state: Any) -> Any:
+                try:
+                    transport._begin()
+                except RuntimeError as error:
+                    _log.warning("%s", error)
+                    return done.FAILURE
+                return super().on_activate(state)
+
+            def on_deactivate(self, state: Any) -> Any:
+                transport._end("deactivated")
+                return super().on_deactivate(state)
+
+            def on_shutdown(self, state: Any) -> Any:
+                transport._end("shut down")
+                return super().on_shutdown(state)
+
+        return Node(self._name, namespace=self._namespace, context=self._context)
 
     def _spin(self) -> None:
         try:

@@ -20,7 +20,7 @@ from vla_runtime.control.clock import Clock
 from vla_runtime.control.safety import Safety
 from vla_runtime.interfaces import Policy
 from vla_runtime.robot_side import CommandStream, Desk, Topic
-from vla_runtime.ros.messages import text, theirs, trajectory
+from vla_runtime.ros.messages import DIAGNOSTICS, diagnostics, text, theirs, trajectory
 from vla_runtime.ros.streams import Streams, robot_of
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import Command, EnvSpec, Observation, Outcome, UnsupportedTask
@@ -75,6 +75,7 @@ class RosRobot:
         self.faults: Counter[str] = Counter()
         desk = self._side.desk
         said = [Topic(desk.status, "std_msgs/msg/String")] if desk.status else []
+        said += [Topic(desk.diagnostics, DIAGNOSTICS)] if desk.diagnostics else []
         transport.open([*(Topic(gated(name), GATED) for name in self._topics), *said])
         self.streams = Streams(contract, transport, clock)
         self.streams.instruction = instruction
@@ -162,9 +163,18 @@ class RosRobot:
 
     def say(self, status: Mapping[str, Any]) -> None:
         """Publish how things are."""
-        if self._side.desk.status is not None:
+        desk, words = self._side.desk, []
+        if desk.status is not None:
+            words.append((Topic(desk.status, "std_msgs/msg/String"), text(json.dumps(status))))
+        if desk.diagnostics is not None:
+            problems = [*status["health"], *(f"{what} ({count} times)" for what, count in status["faults"].items())]
+            plain = {key: value for key, value in status.items() if key not in ("health", "faults", "stopped")}
+            name = f"vla_bridge: {self._spec.name}"
+            told = diagnostics(name, problems, status["stopped"], plain, self.streams.newest())
+            words.append((Topic(desk.diagnostics, DIAGNOSTICS), told))
+        for topic, message in words:
             try:
-                self._transport.publish(Topic(self._side.desk.status, "std_msgs/msg/String"), text(json.dumps(status)))
+                self._transport.publish(topic, message)
             except RuntimeError:
                 self.faults["words that could not be sent"] += 1
 

@@ -18,7 +18,9 @@ _log = logging.getLogger(__name__)
 class Transport(Protocol):
     """Carries messages of `vla_runtime.ros.messages`. Callbacks may come from any thread, one at a time.
 
-    What cannot be delivered is dropped, never kept for later.
+    What cannot be delivered is dropped, never kept for later. One whose system starts and stops programs and looks into
+    them also has `manage(begin, end, parameters)`: `begin()` lets the policy move the robot (RuntimeError if it may
+    not), `end(reason)` forbids it; parameters are shown; and `began()`, called when it was let move by other means.
     """
 
     def open(self, publishes: Sequence[Topic]) -> None:
@@ -77,5 +79,5 @@ def unheard(topics: Sequence[Topic], listeners: Callable[[str], int]) -> list[st
     """What is wrong where nobody hears topics that must be heard: commands and what cameras see. Words are for whoever
     wants them. listeners: how many a topic has, by its name.
     """
-    heard = [topic.name for topic in topics if not topic.type.startswith("std_msgs/")]
+    heard = [topic.name for topic in topics if not topic.type.startswith(("std_msgs/", "diagnostic_msgs/"))]
     return [f"{name}: nobody listens" for name in heard if not listeners(name)]
