@@ -4,38 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import MESSAGES
 
-from vla_runtime.robot_side import TWIST, CameraStream, CommandStream, StateStream
-from vla_runtime.ros.messages import (
-    command_message,
-    decode,
-    empty,
-    encode,
-    flag,
-    image_message,
-    state_message,
-    text,
-    trajectory,
-)
+from vla_runtime.ros.messages import decode, encode
 from vla_runtime.ros.ros1 import decode_ros1, encode_ros1
 from vla_runtime.types import SpecMismatch
-
-PICTURE = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
-MESSAGES = [
-    empty(),
-    flag(True),
-    text("touch the disc"),
-    image_message(PICTURE, CameraStream("/a"), 12.25, "a"),
-    image_message(PICTURE, CameraStream("/a", "sensor_msgs/msg/Image"), 12.25, "a"),
-    state_message({"j1": 0.5, "j2": -1.0}, StateStream("/s", ("j1", "j2")), 3.5, "s"),
-    trajectory({"j1": 0.5, "j2": -1.0}, False, 3.5, "s", 0.05),
-    command_message({"j1": 0.5}, CommandStream("/c", ("j1",), "hold", "std_msgs/msg/Float64MultiArray"), False, 1, 0.1),
-    command_message({"linear.x": 0.5}, CommandStream("/c", ("linear.x",), "zero", TWIST), True, 1, 0),
-]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda one: one.__msgtype__)
