@@ -51,8 +51,8 @@ class PlainDecoder:
 class MaskedDecoder:
     """Masked diffusion's own `decode`, with a deadline in seconds, and facts about its rounds.
 
-    late: whether the deadline cut rounds off or had passed when the chunk was there; forced: tokens that the last of
-    the planned rounds, or one that was cut short, committed.
+    late: whether the deadline cut rounds off (cut) or had passed when the chunk was there; forced: tokens that the last
+    of the planned rounds, or one that was cut short, committed.
     """
 
     def __init__(self, head: DiscreteDiffusion, backbone: Any, deadline: float | None):
@@ -96,6 +96,7 @@ class MaskedDecoder:
             "forced": float(found.forced_B.float().mean()),
             "confidence": float(found.confidence_BL.mean()),
             "late": float(cut or passed()),
+            "cut": float(cut),
         }
         self._began, self._allowed = None, self._deadline
         return self._head.chunk(found.ids_BL, committed)

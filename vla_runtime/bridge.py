@@ -36,7 +36,9 @@ from vla_runtime.ros.simulated import SimulatedRobot
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
 
-SIDES = ("policy", "robot", "gate")
+# Names of nodes by side: two of the same name are one to ROS.
+NODES = {"policy": "vla_bridge", "robot": "vla_robot", "gate": "vla_gate"}
+SIDES = tuple(NODES)
 # Times a second that a bridge says how it is, and that a gate looks at its watchdog.
 _SAID, _WATCHED = 2.0, 50.0
 _log = logging.getLogger(__name__)
@@ -72,7 +74,10 @@ def bridge(config: Config) -> Result:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    transport: Transport = build(dict(config["transport"]))
+    values = dict(config["transport"])
+    if values.get("node", "") is None:
+        values["node"] = NODES[config["side"]]
+    transport: Transport = build(values)
     if config["record"]["bag"] is not None:
         transport = Recorded(transport, Path(config["record"]["bag"]), RobotClock())
     clock = SystemClock()
@@ -93,6 +98,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     policy: Policy = build(values)
     safety = Safety(Timeouts(**config["safety"]))
     steps = 10**9 if config["steps"] is None else config["steps"]
+    _managed(config, contract, transport, clock, safety)
     robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps, stop.is_set)
     have = Contract.of(robot.spec)
     require_match(have, _at_rate(Contract.of(policy.spec), have.rate_hz), f"robot {robot.spec.name}", policy.spec.name)
@@ -100,15 +106,12 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     loop = {**config["loop"], "clock": "system"}
     settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
     out = Path(config["out"] or f"runs/bridge-{datetime.now():%Y%m%d-%H%M%S}")
-    _managed(config, contract, transport, clock, safety)
     ticks, ended = 0, []
     for episode in range(config["episodes"]):
         facts = robot.reset(0, 0, episode)
         _log.info("robot %s: all streams are there", robot.spec.name)
         if not config["arm"]:
             safety.stop(clock.now(), "not armed yet")
-        elif episode == 0 and hasattr(transport, "began"):
-            transport.began()
         header = {
             "config": without_secrets({key: value for key, value in config.items() if key != "choices"}),
             "env": env_document(robot.spec), "policy": policy_document(policy.spec), "episode": episode,
@@ -212,6 +215,9 @@ class _Teller:
         if self._clock.now() < self._next:
             return
         self._next = self._clock.now() + 1.0 / _SAID
+        mirror = getattr(self._transport, "mirror", None)
+        if mirror is not None:
+            mirror(self._safety.stopped is None)
         self._robot.say(
             {
                 "tick": tick.index,

@@ -90,7 +90,11 @@ def _replay(config: Config) -> Result:
     # The expert of an environment needs the environment, and no images.
     if any(tick["images"] for tick in recording.ticks) and header["config"]["choices"]["policy"] != "expert":
         set_single_threaded_blas()
-        policy = build_policy(header["config"], read_env(header["env"]))
+        wanted = header["config"]["policy"]
+        # A recording holds no secrets, and a server may have moved.
+        given = {name: config["policy"].get(name) for name in ("token", "address") if name in wanted}
+        wanted = {**wanted, **{name: value for name, value in given.items() if value}}
+        policy = build_policy({**header["config"], "policy": wanted}, read_env(header["env"]))
         if policy.spec.weights != header["policy"]["weights"]:
             raise ValueError(
                 f"replay={config['replay']}: expected a policy with weights {header['policy']['weights']}, got "
@@ -173,7 +177,7 @@ def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any], addr
     address: of a server. One that does not say what weights it serves is known by it alone.
     """
     for row in rows:
-        if address is not None and common["weights"] is None and row["timing"].get("address") != address:
+        if address is not None and common["weights"] is None and row["timing"].get("address", address) != address:
             raise ValueError(
                 f"out={folder}: expected to go on with the server at {row['timing'].get('address')}, which does not "
                 f"say what weights it serves, got {address}; start over in another out="
@@ -215,6 +219,9 @@ def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
             if key in rows:
                 raise ValueError(f"merge: {key} is in more than one of {[str(p) for p in parts]}")
             rows[key] = row
+    first = next(iter(rows.values()), None)
+    for row in rows.values():
+        _check_policy(folder, [row], first or row, (first or row)["timing"].get("address"))
     shards = sorted(str(other["shard"]) for other in configs)
     count = int(shards[0].partition("/")[2] or 1)
     if shards != sorted(f"{i}/{count}" for i in range(count)):

@@ -7,6 +7,8 @@ read can run code.
 
 from __future__ import annotations
 
+import socket
+import struct
 from typing import Any
 
 import msgpack
@@ -14,6 +16,11 @@ import numpy as np
 
 # Booleans, numbers and complex numbers; neither objects nor records nor text.
 _KINDS = "biufc"
+
+
+def bound_sending(line: socket.socket, seconds: float) -> None:
+    """Let every write to a connection fail after so long: the other end may be there and not listen."""
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int((seconds % 1) * 1e6)))
 
 
 def pack(value: Any) -> bytes:

@@ -249,7 +249,7 @@ def test_what_chunks_say_reaches_the_row(make_policy, tmp_path):
     play = runner("env=reach", "env.size=16", "env.max_steps=20", f"policy={tmp_path / 'dd'}")
     chunks = play(Job(0, 0))["timing"]["chunks"]
     assert chunks["rounds"] == 3
-    assert set(chunks) == {"rounds", "forced", "confidence", "late"}
+    assert set(chunks) == {"rounds", "forced", "confidence", "late", "cut"}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections import defaultdict
+from contextlib import suppress
 
 import cbor2
 import numpy as np
@@ -57,7 +59,8 @@ class Rosbridge:
         """As a killed server: at once, and everybody loses the connection."""
         self._server.socket.close()
         for connection in list(self._connections):
-            connection.socket.close()
+            with suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
 
     def say(self, frame):

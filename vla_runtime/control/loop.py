@@ -91,6 +91,7 @@ def run(
     stands: bool = False,
     limits: Limits | None = None,
     safety: Safety | None = None,
+    deadline: bool = True,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
 
@@ -102,7 +103,8 @@ def run(
     Until the first chunk is there the robot stands. stands: so it does while the policy thinks, at every question, and
     then begins with the first row of the answer. join: what is executed where chunks overlap; the newest alone unless
     given. limits: the last look at every command; the range alone unless given. safety: asked at every tick; where it
-    forbids motion the robot stands, and when it allows it again everything begins anew.
+    forbids motion the robot stands, and when it allows it again everything begins anew. deadline: tell the policy how
+    long there is a plan, so that one which can be brief is; in real time alone.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
     if not 1 <= replan <= policy.horizon:
@@ -119,7 +121,7 @@ def run(
     with closing(planner(session, wall)) as thinking:
         loop = _Loop(
             env, policy, thinking, wall, result, replan, cameras_every, prefix, join, stands,
-            limits, safety,
+            limits, safety, deadline,
         )  # fmt: skip
         try:
             for index in range(last_step):
@@ -127,13 +129,13 @@ def run(
                 outcome = loop.act(tick.command)
                 if on_tick is not None:
                     on_tick(tick)
-                deadline = start + (index + 1) * env.spec.period
-                behind = clock.now() - deadline
+                due = start + (index + 1) * env.spec.period
+                behind = clock.now() - due
                 result.trace.overruns += behind > 0
                 if behind > env.spec.period:
                     # Commands that come in a burst are faster than any limit meant.
                     start += math.floor(behind / env.spec.period) * env.spec.period
-                clock.sleep_until(deadline)
+                clock.sleep_until(due)
                 if outcome is not None:
                     result.outcome = outcome
                     return result
@@ -165,9 +167,10 @@ class _Loop:
         stands: bool,
         limits: Limits,
         safety: Safety | None,
+        deadline: bool,
     ):
         self._env, self._policy, self._thinking, self._wall, self._result = env, policy, thinking, wall, result
-        self._replan, self._cameras_every, self._stands = replan, cameras_every, stands
+        self._replan, self._cameras_every, self._stands, self._deadline = replan, cameras_every, stands, deadline
         self._prefix, self._join, self._limits, self._safety = prefix, join, limits, safety
         self._period = env.spec.period
         # Control periods that a row of the policy lasts.
@@ -319,7 +322,7 @@ class _Loop:
         began = self._wall.now()
         self._looked = began - self._began
         # What comes when nothing is left to execute comes late. A robot that stands anyhow waits as long as it takes.
-        deadline = None if self._stands else self._schedule.left(now)
+        deadline = self._schedule.left(now) if self._deadline and not self._stands else None
         self._thinking.ask(seen, committed, deadline)
         self._outside += self._wall.now() - began
         self._next_plan = index + max(1, round(self._replan * self._per_row))

@@ -44,7 +44,7 @@ class Settings:
         if not isinstance(self.replan, int) or not 1 <= self.replan <= policy.horizon:
             raise ValueError(f"loop.replan: expected 1 to {policy.horizon} (the policy's horizon), got {self.replan!r}")
         self._env, self._policy = env, policy
-        self._stands = loop["mode"] == "sync"
+        self._stands, self._deadline = loop["mode"] == "sync", bool(loop.get("deadline", True))
         name = loop.get("join", "newest")
         if name not in JOINS:
             raise ValueError(f"loop.join: expected one of {', '.join(JOINS)}, got {name!r}")
@@ -119,7 +119,7 @@ class Settings:
         run(
             env, session, self._policy, clock, replan=self.replan, result=result, planner=planner,
             prefix=self._prefix, join=self._join, stands=self._stands, limits=self._limits(),
-            safety=safety or Safety(self._timeouts), on_tick=on_tick,
+            safety=safety or Safety(self._timeouts), on_tick=on_tick, deadline=self._deadline,
         )  # fmt: skip
 
     def _limits(self) -> Limits:

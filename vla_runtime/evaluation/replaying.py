@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.recorder import Recording
-from vla_runtime.control.safety import Safety
+from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.control.settings import Settings
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.messages import read_env, read_policy
@@ -200,7 +200,7 @@ class _Answers:
         self.seconds = self._recording.ticks[index]["thought_s"]
         if self._again is None:
             return answer
-        if answer.facts.get("late") or self._again.facts.get("late"):
+        if answer.facts.get("cut") or self._again.facts.get("cut"):
             self.timed += 1
         elif found := _chunk_difference(answer, self._again):
             self._differences.append(f"tick {index}: decoded again, the chunk differs: {found}")
@@ -218,7 +218,8 @@ class _Told(Safety):
     """What safety said, said again."""
 
     def __init__(self, recording: Recording):
-        super().__init__()
+        # Where somebody watched the age of observations, the loop leaves it to them.
+        super().__init__(Timeouts(**recording.header["config"]["safety"]))
         self._said, self._index = recording.ticks, -1
 
     @property

@@ -88,7 +88,7 @@ class Recorded:
         return bool(getattr(self._transport, "over", False))
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("manage", "began"):
+        if name not in ("manage", "mirror"):
             raise AttributeError(name)
         return getattr(self._transport, name)
 

@@ -94,12 +94,14 @@ def _episode(
     images: dict[str, list[Any]] = {camera.name: [] for camera in contract.cameras}
     shown: list[int] = []
     last: tuple[int, ...] = ()
+    broken_off = False
     for step in range(int((ends - start) / period) if np.isfinite(start) else 0):
         moment = start + step * period
         places = {name: lines[name].before(moment) for name in ages}
         stale = [name for name, place in places.items() if moment - lines[name].times[place] > ages[name]]
         if stale:
             _log.warning("episode %d: %s fell silent after %.2f s", facts["attempt"], stale[0], moment - start)
+            broken_off = True
             break
         answered = [bisect_left(line.times, moment - 1e-6) for line in commands]
         # What answered this moment, or what was still in force.
@@ -133,7 +135,15 @@ def _episode(
         place, group = contract.action.slices[side.ends], contract.action.group(side.ends)
         for row in rows:
             row["action"][place] = group.open
-        rows[-1]["action"][place] = group.close
+        # With the last that somebody commanded, if it was not broken off.
+        while rows and not broken_off and rows[-1][schema.DISTURBED]:
+            rows.pop()
+            shown.pop()
+        if not rows:
+            return None
+        images = {name: kept[: shown[-1] + 1] for name, kept in images.items()}
+        if not broken_off:
+            rows[-1]["action"][place] = group.close
     facts["steps"] = len(rows)
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return Episode(facts, columns, images, np.array(shown, np.int64))

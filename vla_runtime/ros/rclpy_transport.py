@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 class RclpyTransport:
-    """A lifecycle node named `node` in `namespace`: a bridge's policy may move the robot while it is active.
+    """A node named `node` in `namespace`. Topics are absolute names of the contract and stay so.
 
-    Topics are absolute names of the contract and stay so.
+    Where it is managed it is a lifecycle node, active while the policy may move the robot.
     """
 
     def __init__(self, node: str = "vla_bridge", namespace: str = "", domain: int | None = None):
@@ -40,6 +40,8 @@ class RclpyTransport:
         self._inbox = Inbox()
         self._begin: Callable[[], None] = lambda: None
         self._end: Callable[[str], None] = lambda reason: None
+        self._parameters: dict[str, bool | int | float | str] | None = None
+        self._active = False
         self._context: Any = None
         self._node: Any = None
         self._executor: Any = None
@@ -48,7 +50,10 @@ class RclpyTransport:
     def open(self, publishes: Sequence[Topic]) -> None:
         self._context = self._rclpy.context.Context()
         self._rclpy.init(args=[], context=self._context, domain_id=self._domain)
-        self._node = self._managed()
+        if self._parameters is None:
+            self._node = self._rclpy.create_node(self._name, namespace=self._namespace, context=self._context)
+        else:
+            self._node = self._managed()
         self._said = publishes
         for topic in publishes:
             callbacks = self._events.PublisherEventCallbacks(
@@ -75,20 +80,13 @@ class RclpyTransport:
     def manage(
         self, begin: Callable[[], None], end: Callable[[str], None], parameters: Mapping[str, bool | int | float | str]
     ) -> None:
-        """From here on the node is configured: activating it calls `begin`, deactivating it `end`."""
-        self._begin, self._end = begin, end
-        described = import_module("rcl_interfaces.msg").ParameterDescriptor(read_only=True)
-        for name, value in parameters.items():
-            self._node.declare_parameter(name, value, described)
-        self._node.trigger_configure()
+        """Before `open`: it will be a lifecycle node. Activating it calls `begin`, deactivating it `end`."""
+        self._begin, self._end, self._parameters = begin, end, dict(parameters)
 
-    def began(self) -> None:
-        """The policy was let move: the node is active, as if somebody had activated it."""
-        begin, self._begin = self._begin, lambda: None
-        try:
-            self._node.trigger_activate()
-        finally:
-            self._begin = begin
+    def mirror(self, moves: bool) -> None:
+        """Let the node's state say whether the policy may move the robot, whoever decided so."""
+        if self._parameters is not None and moves != self._active:
+            self._executor.create_task(self._follow, moves)
 
     def publish(self, topic: Topic, message: Any) -> None:
         try:
@@ -116,6 +114,7 @@ class RclpyTransport:
     def _managed(self) -> Any:
         """The node. Its transitions are called in the thread that spins."""
         lifecycle: Any = import_module("rclpy.lifecycle")
+        described = import_module("rcl_interfaces.msg").ParameterDescriptor(read_only=True)
         done = lifecycle.TransitionCallbackReturn
         transport = self
 
@@ -126,26 +125,44 @@ class RclpyTransport:
                 except RuntimeError as error:
                     _log.warning("%s", error)
                     return done.FAILURE
+                transport._active = True
                 return super().on_activate(state)
 
             def on_deactivate(self, state: Any) -> Any:
                 transport._end("deactivated")
+                transport._active = False
                 return super().on_deactivate(state)
 
             def on_shutdown(self, state: Any) -> Any:
                 transport._end("shut down")
+                transport._active = False
                 return super().on_shutdown(state)
 
-        return Node(self._name, namespace=self._namespace, context=self._context)
+        node = Node(self._name, namespace=self._namespace, context=self._context)
+        for name, value in (self._parameters or {}).items():
+            node.declare_parameter(name, value, described)
+        node.trigger_configure()
+        return node
+
+    def _follow(self, moves: bool) -> None:
+        begin, end = self._begin, self._end
+        self._begin, self._end = lambda: None, lambda reason: None
+        try:
+            if moves != self._active:
+                self._node.trigger_activate() if moves else self._node.trigger_deactivate()
+        finally:
+            self._begin, self._end = begin, end
 
     def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except self._executors.ExternalShutdownException:
-            pass
-        except Exception:
-            self._inbox.problems["the node has stopped"] += 1
-            _log.exception("the node has stopped")
+        while self._context.ok():
+            try:
+                self._executor.spin()
+            except self._executors.ExternalShutdownException:
+                return
+            except Exception as error:
+                # Such as a transition that does not fit, asked for by anybody: a stop must still be heard.
+                self._inbox.problem("the node", f"{type(error).__name__}: {error}")
+                _log.exception("the node goes on")
 
     def _incompatible(self, topic: Topic, event: Any) -> None:
         self._inbox.mismatch(topic, str(event.last_policy_kind).lower().rpartition("policy_")[2])

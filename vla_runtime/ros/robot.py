@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,8 @@ class RosRobot:
         if not command.held and self._finished(command):
             # Whether it did what it should nobody has said.
             self._outcome = Outcome(False, "terminated")
+            # It stands then: nothing else would take a velocity back.
+            command = replace(command, held=True)
         moment = self.streams.newest()
         frame = f"{self._origin}:{self._sequence}"
         self._sequence += 1

@@ -23,10 +23,13 @@ from vla_runtime.ros.messages import decode
 from vla_runtime.ros.ros1 import decode_ros1
 from vla_runtime.ros.transport import Inbox, OnMessage
 from vla_runtime.ros.words import from_words, to_words, type_name
+from vla_runtime.wire import bound_sending
 
 COMPRESSIONS = ("none", "cbor", "cbor-raw")
 # Seconds: to connect, between two attempts, and after which a server that does not answer a ping is gone.
 _CONNECT_S, _AGAIN_S, _PING_S = 5.0, 0.5, 2.0
+# Seconds after which a server that does not read is gone, too.
+_SEND_S = 1.0
 _LARGEST = 1 << 24
 _log = logging.getLogger(__name__)
 
@@ -92,13 +95,18 @@ class RosbridgeTransport:
             raise RuntimeError(f"{topic.name}: expected a connection to {self._address}, got none now")
         words = {"op": "publish", "topic": topic.name, "msg": to_words(message, self._ros)}
         with self._changed:
+            if topic.name in self._waiting:
+                self._inbox.problem(topic.name, "messages that a newer one replaced before they were sent")
             self._waiting[topic.name] = json.dumps(words)
             self._changed.notify_all()
 
     def health(self) -> list[str]:
         found = self._inbox.health()
-        if self._connection is None and not self._closed.is_set():
+        if self._closed.is_set():
+            return found
+        if self._connection is None:
             found.append(f"no connection to {self._address}")
+        found += [f"the thread {one.name} has ended" for one in self._threads if not one.is_alive()]
         return found
 
     def close(self) -> None:
@@ -114,12 +122,15 @@ class RosbridgeTransport:
 
     def _connect(self) -> None:
         tls = ssl.create_default_context() if self._address.startswith("wss://") else None
+        # What is left of the one before.
+        self._open.close()
         connection = self._open.enter_context(
             connect(
                 self._address, open_timeout=_CONNECT_S, close_timeout=1, max_size=_LARGEST, compression=None,
                 ping_interval=_PING_S, ping_timeout=_PING_S, ssl=tls,
             )
         )  # fmt: skip
+        bound_sending(connection.socket, _SEND_S)
         for topic in self._said:
             kind = type_name(topic.type, self._ros)
             said = {"op": "advertise", "id": f"advertise:{topic.name}", "topic": topic.name, "type": kind}
@@ -127,6 +138,9 @@ class RosbridgeTransport:
         for topic, _ in list(self._heard.values()):
             self._send(connection, self._subscription(topic))
         self._connection = connection
+        if self._closed.is_set():
+            # Meanwhile somebody closed what was not there yet.
+            self._open.close()
 
     def _subscription(self, topic: Topic) -> dict[str, Any]:
         return {
@@ -153,8 +167,10 @@ class RosbridgeTransport:
                     continue
                 try:
                     connection.send(text)
-                except (ConnectionClosed, OSError):
+                except (ConnectionClosed, OSError) as error:
                     self._inbox.problems["messages lost with the connection"] += 1
+                    # Whoever does not read would keep it open for ever.
+                    self._lost(connection, error)
 
     def _listen(self) -> None:
         while not self._closed.is_set():
@@ -176,10 +192,12 @@ class RosbridgeTransport:
         if connection is None or self._closed.is_set():
             return
         with self._changed:
+            if self._connection is not connection:
+                return
             self._connection = None
             # Old when the connection is back.
             self._waiting.clear()
-        self._open.close()
+        connection.close()
         self._inbox.problems["connections lost"] += 1
         _log.warning("rosbridge: lost %s: %s", self._address, error)
 
@@ -187,16 +205,16 @@ class RosbridgeTransport:
         try:
             words = self._read(frame)
             operation = words["op"]
-            name = words.get("topic")
+            name = str(words.get("topic"))
         except Exception as error:
-            self._inbox.problems[f"frames that say nothing: {type(error).__name__}"] += 1
+            self._inbox.problem("frames that say nothing", type(error).__name__)
             return
         if operation == "publish" and name in self._heard:
             self._heard[name][1](words.get("msg"))
         elif operation == "status" and words.get("level") in ("error", "warning"):
-            self._inbox.problems[f"the server says: {words.get('msg')}"] += 1
+            self._inbox.problem("the server says", str(words.get("msg")))
         elif operation not in ("publish", "status"):
-            self._inbox.problems[f"operations that are not known: {operation}"] += 1
+            self._inbox.problem("operations that are not known", str(operation))
 
     def _read(self, frame: str | bytes) -> Any:
         if isinstance(frame, str):

@@ -66,8 +66,8 @@ class RospyTransport:
         )
 
     def publish(self, topic: Topic, message: Any) -> None:
-        if self._closed.is_set():
-            raise RuntimeError(f"{topic.name}: expected an open node, got one that is closed")
+        if self._closed.is_set() or self._rospy.is_shutdown():
+            raise RuntimeError(f"{topic.name}: expected an open node, got one that is shut down")
         publisher = self._publishers[topic.name]
         try:
             publisher.publish(publisher.data_class(encode_ros1(message)))
@@ -78,6 +78,9 @@ class RospyTransport:
         found = self._inbox.health()
         if self._closed.is_set():
             return found
+        if self._rospy.is_shutdown():
+            # As when another of the same name was started.
+            return [*found, "the node was shut down from outside"]
         if self._master_lost:
             # Whoever has met still speaks; nobody new is found.
             found.append(f"the master at {self._graph.get_master_uri()} does not answer")

@@ -8,6 +8,7 @@ knows messages and no transport.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -178,7 +179,8 @@ class Streams:
                 # Another clock, or one that was set: nothing of before fits it.
                 self._faults["the robot's clock went back"] += 1
                 self._delays.clear()
-                self._kept.clear()
+                # What was seen last grows old, until something else fits together.
+                self._kept = {asked: (-math.inf, seen) for asked, (_, seen) in self._kept.items()}
                 for kept in self._samples.values():
                     kept.clear()
             samples.append(sample)

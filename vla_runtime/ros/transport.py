@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from vla_runtime.ros.messages import decode
 from vla_runtime.types import SpecMismatch
 
 OnMessage = Callable[[Any], None]
+# Of problems that are told apart.
+_KINDS = 20
 _log = logging.getLogger(__name__)
 
 
@@ -19,8 +22,8 @@ class Transport(Protocol):
     """Carries messages of `vla_runtime.ros.messages`. Callbacks may come from any thread, one at a time.
 
     What cannot be delivered is dropped, never kept for later. One whose system starts and stops programs and looks into
-    them also has `manage(begin, end, parameters)`: `begin()` lets the policy move the robot (RuntimeError if it may
-    not), `end(reason)` forbids it; parameters are shown; and `began()`, called when it was let move by other means.
+    them also has `manage(begin, end, parameters)`, called before `open`: `begin()` lets the policy move the robot
+    (RuntimeError if it may not), `end(reason)` forbids it, parameters are shown; and `mirror(moves)`, told how it is.
     """
 
     def open(self, publishes: Sequence[Topic]) -> None:
@@ -42,7 +45,14 @@ class Inbox:
     """Hands on what comes in as bytes, and counts what goes wrong: one message of many must not end a transport."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.problems: Counter[str] = Counter()
+
+    def problem(self, what: str, detail: str) -> None:
+        """Count one. Kinds are few: numbers in details would make each a kind of its own."""
+        key = f"{what}: {detail}"
+        with self._lock:
+            self.problems[key if key in self.problems or len(self.problems) < _KINDS else f"{what}: others"] += 1
 
     def handler(
         self, topic: Topic, on_message: OnMessage, decode: Callable[[str, Any], Any] = decode
@@ -53,12 +63,12 @@ class Inbox:
             try:
                 message = decode(topic.type, data)
             except SpecMismatch as error:
-                self.problems[f"{topic.name}: {error}"] += 1
+                self.problem(topic.name, str(error))
                 return
             try:
                 on_message(message)
             except Exception:
-                self.problems[f"{topic.name}: messages that could not be used"] += 1
+                self.problem(topic.name, "messages that could not be used")
                 _log.exception("%s", topic.name)
 
         return on_bytes
@@ -70,9 +80,9 @@ class Inbox:
     def mismatch(self, topic: Topic, policy: str) -> None:
         """Somebody wants another quality of service."""
         wanted = "reliable" if topic.reliable else "best effort"
-        reason = f"{topic.name}: expected somebody who agrees on {wanted}, got another {policy}"
-        self.problems[reason] += 1
-        _log.error("%s; nothing is delivered between these two", reason)
+        reason = f"expected somebody who agrees on {wanted}, got another {policy}"
+        self.problem(topic.name, reason)
+        _log.error("%s: %s; nothing is delivered between these two", topic.name, reason)
 
 
 def unheard(topics: Sequence[Topic], listeners: Callable[[str], int]) -> list[str]:

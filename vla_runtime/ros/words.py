@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,6 +107,8 @@ def _array(value: Any, inner: tuple[str, Any], where: str) -> Any:
         return np.frombuffer(value.value, _TYPED[tag]).astype(dtype)
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8).astype(dtype)
+    if isinstance(value, list) and what.startswith("float"):
+        value = [math.nan if one is None else one for one in value]
     # Not every list is one of numbers, and numpy would make of some what nobody said.
     if not isinstance(value, list) or any(isinstance(one, bool) or not isinstance(one, int | float) for one in value):
         raise SpecMismatch(f"{where}: expected numbers, got {str(value)[:80]}")
@@ -113,6 +116,9 @@ def _array(value: Any, inner: tuple[str, Any], where: str) -> Any:
 
 
 def _base(value: Any, what: str, where: str) -> Any:
+    if value is None and what.startswith("float"):
+        # JSON knows no NaN, and rosbridge says null.
+        return math.nan
     wanted: Any = {"string": str, "bool": bool}.get(what, (int, float))
     if not isinstance(value, wanted) or (what not in ("string", "bool") and isinstance(value, bool)):
         raise SpecMismatch(f"{where}: expected {what}, got {value!r}")

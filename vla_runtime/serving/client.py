@@ -22,7 +22,7 @@ from vla_runtime.interfaces import Session
 from vla_runtime.messages import ENCODINGS, encode_image, observation_document, read_chunk, read_policy
 from vla_runtime.serving.protocol import OURS, VERSION, Keys
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec, SpecMismatch
-from vla_runtime.wire import pack, unpack
+from vla_runtime.wire import bound_sending, pack, unpack
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ class _Line:
                     additional_headers=headers, ssl=tls,
                 )
             )  # fmt: skip
+            bound_sending(self._connection.socket, self._timeout)
             return self._received()
         except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
             self.drop()
@@ -138,9 +139,9 @@ class _Line:
             assert self._connection is not None
             self._connection.send(pack(message))
             return self._received()
-        except ConnectionClosed as error:
+        except (ConnectionClosed, OSError) as error:
             self.drop()
-            raise RemoteError(f"{self._address}: expected an open connection, got {error}") from error
+            raise RemoteError(f"{self._address}: expected a connection that takes what is sent, got {error}") from error
         except BaseException:
             # An answer may still come: nobody may take it for that to another question.
             self.drop()

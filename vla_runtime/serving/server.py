@@ -219,7 +219,8 @@ class PolicyServer:
         """A session's chunk and the seconds it took, alone or with those that wait, too."""
         latest = None if deadline is None else self._clock.now() + deadline
         asked = _Asked(session, seen, committed, latest, asyncio.get_running_loop().create_future())
-        if self._together is None:
+        # With a deadline alone: a pass of several takes as long as its slowest.
+        if self._together is None or latest is not None:
             found: tuple[ActionChunk, float] = await self.think(asked.alone, self._clock)
             return found
         self._asked.append(asked)
