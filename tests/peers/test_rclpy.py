@@ -79,8 +79,12 @@ def test_ros_tools_start_and_stop_it(stage, ros2):
     wanted = reach_robot(expiry=0.4)
     desk = replace(wanted.robot.desk, diagnostics="/diagnostics")
     stage.contract = stage.written("told", replace(wanted, robot=replace(wanted.robot, desk=desk)))
-    robot, bridge = stage.robot(), stage.bridge("bridge", "arm=false")
+    robot, bridge = stage.robot(steps=500), stage.bridge("bridge", "arm=false")
     until(lambda: len(stage.ticks()) > 4)
+    # What does not fit its state has no answer, and the node lives on.
+    misfit = ros2.start(MANAGING, "vla_bridge", "configure")
+    time.sleep(3.0)  # noqa: TID251
+    misfit.kill()
     said = json.loads(ros2.run(MANAGING, "vla_bridge", "activate"))
     assert (said["states"], said["done"]) == (["inactive", "active"], True)
     assert (said["expiry"], said["policy"]) == (0.4, "remote")

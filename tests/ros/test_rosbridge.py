@@ -197,3 +197,23 @@ def test_options_and_places_that_cannot_be_are_named():
     for wrong in ("not base64!", [1, "2"], [True], None, 3):
         with pytest.raises(SpecMismatch):
             from_words("sensor_msgs/msg/CompressedImage", {**to_words(COMPRESSED, 2), "data": wrong})
+
+
+def test_null_is_what_json_says_of_numbers_that_are_none():
+    """Joints without effort sensors say NaN, and rosbridge null: of no matter to whoever reads positions."""
+    words = {"header": {"stamp": {"sec": 1, "nanosec": 0}, "frame_id": ""}, "name": ["j1"], "position": [0.5]}
+    message = from_words(JOINTS, {**words, "velocity": [None], "effort": [None]})
+    assert message.position.tolist() == [0.5]
+    assert np.isnan([*message.velocity, *message.effort]).all()
+
+
+def test_problems_are_of_few_kinds(server):
+    transport = RosbridgeTransport(server.address)
+    transport.open([])
+    transport.subscribe(WORD, print)
+    until(lambda: server.frames)
+    for number in range(200):
+        server.say(json.dumps({"op": "publish", "topic": "/word", "msg": {"data": number}}))
+    until(lambda: any("others" in one for one in transport.health()))
+    assert len(transport.health()) <= 22
+    transport.close()
