@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_qualities_that_do_not_match_are_told(stage):
     assert "expected a command within 5 s" in said["error"]
 
 
+def operator(ros2):
+    """What to tell an operator to do with the bridge's node; it says how that went."""
+    process = ros2.start(MANAGING, "vla_bridge", stdin=subprocess.PIPE)
+
+    def tell(transition):
+        process.stdin.write(f"{transition}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        return json.loads(line)
+
+    return tell
+
+
 def test_ros_tools_start_and_stop_it(stage, ros2):
     """With a lifecycle node's transitions; its parameters and diagnostics say how it is."""
     wanted = reach_robot(expiry=0.4)
@@ -82,10 +97,9 @@ def test_ros_tools_start_and_stop_it(stage, ros2):
     robot, bridge = stage.robot(steps=500), stage.bridge("bridge", "arm=false")
     until(lambda: len(stage.ticks()) > 4)
     # What does not fit its state has no answer, and the node lives on.
-    misfit = ros2.start(MANAGING, "vla_bridge", "configure")
-    time.sleep(3.0)  # noqa: TID251
-    misfit.kill()
-    said = json.loads(ros2.run(MANAGING, "vla_bridge", "activate"))
+    tell = operator(ros2)
+    assert tell("configure")["states"] == ["inactive", "inactive"]
+    said = tell("activate")
     assert (said["states"], said["done"]) == (["inactive", "active"], True)
     assert (said["expiry"], said["policy"]) == (0.4, "remote")
     assert said["name"] == "vla_bridge: reach_arm"
@@ -97,15 +111,18 @@ def test_ros_tools_start_and_stop_it(stage, ros2):
 
 
 def test_one_that_is_deactivated_stands(stage, ros2):
-    robot, bridge = stage.robot(steps=100), stage.bridge("bridge", "steps=100", "policy.timeout=20")
-    until(lambda: len(stage.ticks()) > 2)
-    client = ros2.start(MANAGING, "vla_bridge", "deactivate")
+    robot, bridge = stage.robot(steps=160), stage.bridge("bridge", "arm=false", "steps=150")
+    tell = operator(ros2)
+    until(lambda: stage.ticks())
+    tell("activate")
+    until(lambda: sum(tick["allowed"] for tick in stage.ticks()) > 2)
+    assert tell("deactivate")["states"] == ["active", "inactive"]
     line, code, errors = last(bridge)
     assert code == 1, errors
-    assert line["events"] == [["stopped", "deactivated"]]
+    assert line["events"] == [["stopped", "not armed yet"], ["reset", ""], ["stopped", "deactivated"]]
     ticks = stage.ticks()
-    held = [tick["command"].tobytes() for tick in ticks if not tick["allowed"]]
+    last_move = max(index for index, tick in enumerate(ticks) if tick["allowed"])
+    held = [tick["command"].tobytes() for tick in ticks[last_move + 1 :]]
     assert len(held) > 5
     assert len(set(held)) == 1
-    client.kill()
     last(robot)
