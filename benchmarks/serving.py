@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,12 @@ def at_once(**_):
     return AtOnce()
 
 
+def _drain(stream):
+    """Nobody reads further: a full pipe would stop the server."""
+    with suppress(ValueError):
+        deque(stream, 0)
+
+
 @contextmanager
 def serving(*options):
     """A server in a process of its own while the block runs; its address."""
@@ -70,7 +76,7 @@ def serving(*options):
             said = next((line for line in process.stderr if " at ws://" in line), None)
             if said is None:
                 sys.exit(f"serve {' '.join(options)}: expected an address, got none")
-            threading.Thread(target=lambda: deque(process.stderr, 0), daemon=True).start()
+            threading.Thread(target=_drain, args=(process.stderr,), daemon=True).start()
             yield said.split()[-1]
         finally:
             process.terminate()
