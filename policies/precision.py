@@ -1,7 +1,6 @@
 """What a policy's weights are kept and computed in: fp32, bf16, or bf16 with a backbone's linear layers in eight bits.
 
-Eight bits are torchao's, weights alone: a policy that does not fit, or waits for its weights from memory, gains by
-them; results are near, not equal, as with bf16.
+Eight bits are torchao's, weights alone: what they save is memory. Results are near, not equal, as with bf16.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from processes import Stage, last
+from processes import Stage, last, two_episodes
 from robots import reach_robot
 
 RCLPY = ("transport=rclpy",)
@@ -20,13 +20,7 @@ def cyclone(ros2, monkeypatch):
 
 def test_a_bridge_without_ros_drives_a_robot_with_it(ros2, here, cyclone, tmp_path):
     stage = Stage(here, (ros2, *RCLPY), (here, *cyclone), tmp_path)
-    robot, bridge = stage.robot(episodes=2), stage.bridge(episodes=2)
-    said, code, errors = last(bridge)
-    assert code == 0, errors
-    assert (said["successes"], said["faults"], said["health"]) == (2, {}, [])
-    played, code, errors = last(robot)
-    assert code == 0, errors
-    assert (played["successes"], played["refused"]) == (2, {})
+    two_episodes(stage)
 
 
 def test_a_bridge_with_ros_drives_a_robot_without_it(ros2, here, cyclone, tmp_path):

@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import Stage, last, until
+from processes import Stage, kill_a_bridge, last, two_episodes, until
 from robots import reach_robot
 
 MANAGING = Path(__file__).parent / "managing.py"
@@ -23,27 +22,11 @@ def stage(ros2, here, tmp_path):
 
 
 def test_episodes_over_ros_succeed(stage):
-    robot, bridge = stage.robot(episodes=2), stage.bridge(episodes=2)
-    said, code, errors = last(bridge)
-    assert code == 0, errors
-    assert (said["successes"], said["faults"], said["health"]) == (2, {}, [])
-    played, code, errors = last(robot)
-    assert code == 0, errors
-    assert (played["successes"], played["refused"]) == (2, {})
+    two_episodes(stage)
 
 
 def test_a_killed_bridge_leaves_the_robot_standing_and_the_next_goes_on(stage):
-    robot, bridge = stage.robot(), stage.bridge()
-    until(lambda: len(stage.ticks()) > 4)
-    os.kill(bridge.pid, signal.SIGKILL)
-    bridge.wait()
-    time.sleep(1.0)  # noqa: TID251
-    assert robot.poll() is None
-    said, code, errors = last(stage.bridge("second"))
-    assert code == 0, errors
-    assert said["successes"] == 1
-    played, _, errors = last(robot)
-    assert played["faults"]["periods without a fresh command"] > 5, errors
+    kill_a_bridge(stage)
     # Between the two it stood: the second begins where the first was cut off, but for what was under way.
     left, found = stage.ticks()[-1]["command"], stage.ticks("second")[0]["state"][:2]
     assert abs(left - found).max() < 0.15

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
-from processes import Stage, last, until
+from processes import Stage, kill_a_bridge, last, two_episodes, until
 
 ROSPY = ("transport=rospy",)
 
@@ -18,27 +17,11 @@ def stage(ros1, here, tmp_path):
 
 
 def test_episodes_over_ros_succeed(stage):
-    robot, bridge = stage.robot(episodes=2), stage.bridge(episodes=2)
-    said, code, errors = last(bridge)
-    assert code == 0, errors
-    assert (said["successes"], said["faults"], said["health"]) == (2, {}, [])
-    played, code, errors = last(robot)
-    assert code == 0, errors
-    assert (played["successes"], played["refused"]) == (2, {})
+    two_episodes(stage)
 
 
 def test_a_killed_bridge_leaves_the_robot_standing_and_the_next_goes_on(stage):
-    robot, bridge = stage.robot(), stage.bridge()
-    until(lambda: len(stage.ticks()) > 4)
-    os.kill(bridge.pid, signal.SIGKILL)
-    bridge.wait()
-    time.sleep(1.0)  # noqa: TID251
-    assert robot.poll() is None
-    said, code, errors = last(stage.bridge("second"))
-    assert code == 0, errors
-    assert said["successes"] == 1
-    played, _, errors = last(robot)
-    assert played["faults"]["periods without a fresh command"] > 5, errors
+    kill_a_bridge(stage)
 
 
 def test_without_a_master_there_is_no_bridge_and_one_that_is_lost_is_told(stage, ros1):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -62,3 +64,29 @@ class Stage:
     def ticks(self, name="bridge"):
         found = sorted((self.folder / name).glob("recordings/*"))
         return Recording(found[-1]).ticks if found else []
+
+
+def two_episodes(stage):
+    """Robot and bridge play two episodes, and nobody complains."""
+    robot, bridge = stage.robot(episodes=2), stage.bridge(episodes=2)
+    said, code, errors = last(bridge)
+    assert code == 0, errors
+    assert (said["successes"], said["faults"], said["health"]) == (2, {}, [])
+    played, code, errors = last(robot)
+    assert code == 0, errors
+    assert (played["successes"], played["refused"]) == (2, {})
+
+
+def kill_a_bridge(stage):
+    """One is killed while its robot moves: it stands, and goes on with the next."""
+    robot, bridge = stage.robot(), stage.bridge()
+    until(lambda: len(stage.ticks()) > 4)
+    os.kill(bridge.pid, signal.SIGKILL)
+    bridge.wait()
+    time.sleep(1.0)  # noqa: TID251
+    assert robot.poll() is None
+    said, code, errors = last(stage.bridge("second"))
+    assert code == 0, errors
+    assert said["successes"] == 1
+    played, _, errors = last(robot)
+    assert played["faults"]["periods without a fresh command"] > 5, errors
