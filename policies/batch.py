@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B observations. images: {camera: uint8 [B, H, W, 3]}; state_BS: float, normalised; instructions: B texts."""
+    """B times that F observations, one for each of the policy's offsets, oldest first; F is 1 for most policies.
+
+    images: {camera: uint8 [B, H, W, 3 F]}; state_BS: float [B, F S], normalised; instructions: B texts.
+    """
 
     images: Mapping[str, Tensor]
     state_BS: Tensor

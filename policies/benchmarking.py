@@ -79,11 +79,12 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
         policy = (Pi0Subject if preset["name"] == "pi0" else preset_policy)(preset, device, config["precision"])
         shown = random_observations(policy.spec, config["observations"] + 1 + EARLIER)
         made_from, *timed_on = [
-            Frame(shown[index], None, tuple(shown[index - EARLIER : index])) for index in range(EARLIER, len(shown))
+            Frame((shown[index],), None, tuple((one,) for one in shown[index - EARLIER : index]))
+            for index in range(EARLIER, len(shown))
         ]
         if isinstance(policy, Pi0Subject):
             head = Pi0Head(*policy.chunk_shape)
-            variants = pi0_variants(policy.backbone, head, policy.batch([made_from.observation]), config)
+            variants = pi0_variants(policy.backbone, head, policy.batch([made_from.seen]), config)
         else:
             variants = variants_of(policy, made_from, config, None)
     measure(policy, variants, timed_on, config["repeats"], config["warmup"], SystemClock(), config["seed"])
@@ -148,7 +149,7 @@ def measure(
             one.begin()
             noise = _noise(policy, one, seed + 2 * turn)
             stages = _Stages(policy.device, clock)
-            rows, _ = _chunk(policy, one, frame.observation, noise, guess, stages)
+            rows, _ = _chunk(policy, one, frame.seen, noise, guess, stages)
             found = rows.float().cpu()[0]
             expected = found if expected is None else expected
             one.chunks += 1
@@ -164,7 +165,7 @@ def measure(
 
 
 def _lead_up(
-    policy: Any, plain: Variant, variants: Sequence[Variant], before: Sequence[Observation], seed: int
+    policy: Any, plain: Variant, variants: Sequence[Variant], before: Sequence[Sequence[Observation]], seed: int
 ) -> None:
     """Let warm variants decode what comes before, untimed."""
     for link, seen in enumerate(before):
@@ -175,9 +176,9 @@ def _lead_up(
             rows = first
             if rows is None:
                 one.begin()
-                rows = _chunk(policy, one, seen, _noise(policy, one, seed), _guess(one, seen))[0]
+                rows = _chunk(policy, one, seen, _noise(policy, one, seed), _guess(one, seen[-1]))[0]
                 one.chunks += 1
-            one.warm.keep(rows, seen.time, seen.instruction)
+            one.warm.keep(rows, seen[-1].time, seen[-1].instruction)
 
 
 def _guess(one: Variant, seen: Observation) -> Tensor | None:
@@ -191,11 +192,11 @@ def _guess(one: Variant, seen: Observation) -> Tensor | None:
 
 
 def _chunk(
-    policy: Any, one: Variant, observation: Any, noise: dict[str, Tensor], guess: Tensor | None,
+    policy: Any, one: Variant, seen: Sequence[Observation], noise: dict[str, Tensor], guess: Tensor | None,
     stages: _Stages | None = None,
 ) -> tuple[Tensor, Any]:  # fmt: skip
     mark = stages.mark if stages is not None else lambda: None
-    batch = policy.batch([observation])
+    batch = policy.batch([seen])
     mark()
     features = one.backbone.features(batch)
     mark()
@@ -251,7 +252,7 @@ def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int | None:
     if one.captured:
         return None
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    context = one.backbone.remember(*one.backbone.features(policy.batch([frame.observation])))
+    context = one.backbone.remember(*one.backbone.features(policy.batch([frame.seen])))
     noise = _noise(policy, one, seed)
     # What is guessed does not change what it costs.
     guess = torch.zeros_like(noise["start"]) if one.warm else None
@@ -282,7 +283,8 @@ def _recorded_frames(policy: VLAPolicy, data: str, config: Mapping[str, Any]) ->
         _log.warning("data %s: the policy was trained on some of it; take other demonstrations to judge it by", data)
     warm = config["warm_start"] is not None and isinstance(policy.head, Diffusion | Flow)
     apart = overlap(policy) if warm else 0
-    made_from, timed_on = frames(dataset, 1, config["observations"], apart, config["seed"])
+    offsets = policy.spec.observation_offsets
+    made_from, timed_on = frames(dataset, offsets, 1, config["observations"], apart, config["seed"])
     return [*made_from, *timed_on]
 
 

@@ -71,8 +71,10 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
         _log.warning("data %s: the policy was trained on some of it; take other demonstrations to judge it by", data)
     # All are judged on the same frames, also by those that need none before them.
     apart = overlap(policy) if config["warm_start"] else 0
-    recorded, rest = frames(dataset, config["recorded"], config["judged"], apart, config["seed"])
-    recording = record(policy, [frame.observation for frame in recorded], config["seed"], config["metric"])
+    recorded, rest = frames(
+        dataset, policy.spec.observation_offsets, config["recorded"], config["judged"], apart, config["seed"]
+    )
+    recording = record(policy, [frame.seen for frame in recorded], config["seed"], config["metric"])
     costs = _costs(policy, rest[0])
     schedules = _schedules(recording, costs, config)
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +225,7 @@ def _costs(policy: VLAPolicy, frame: Frame) -> dict[Block, int]:
     backbone: Any = policy.backbone
     slots = policy.spec.horizon + policy.spec.max_committed
     # Tokens that slots can look at: the context's, and the time.
-    memory = int(backbone.encode(policy.batch([frame.observation])).memory[0][0].shape[2]) + 1
+    memory = int(backbone.encode(policy.batch([frame.seen])).memory[0][0].shape[2]) + 1
     return dict(zip(backbone.blocks(), backbone.costs(slots, memory), strict=True))
 
 

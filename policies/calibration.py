@@ -96,15 +96,18 @@ def sampler_of(head: Any) -> tuple[str, int]:
 
 
 @torch.no_grad()
-def record(policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0, metric: str = "cosine") -> Recording:
-    """Decode each observation once in full and compare every block's outputs over the steps.
+def record(
+    policy: VLAPolicy, seen: Sequence[Sequence[Observation]], seed: int = 0, metric: str = "cosine"
+) -> Recording:
+    """Decode what was seen once in full and compare every block's outputs over the steps.
 
-    ValueError for no observations, a head without steps and a backbone without blocks.
+    seen: samples, each of one observation per offset of the policy. ValueError for none, a head without steps and a
+    backbone without blocks.
     """
     head: Any = policy.head
     backbone: Any = policy.backbone
     sampler, steps = sampler_of(head)
-    if not observations:
+    if not seen:
         raise ValueError("calibrate: expected observations, got none")
     if not hasattr(backbone, "blocks"):
         raise ValueError(f"calibrate: expected a backbone with blocks, got {backbone.name}")
@@ -114,27 +117,28 @@ def record(policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0
     errors = dict.fromkeys(blocks, 0.0)
     digest = hashlib.sha256(f"{seed}".encode())
     generator = torch.Generator().manual_seed(seed)
-    for observation in observations:
-        digest.update(observation.state.tobytes())
-        for name in sorted(observation.images):
-            digest.update(observation.images[name].tobytes())
+    for observations in seen:
+        for observation in observations:
+            digest.update(observation.state.tobytes())
+            for name in sorted(observation.images):
+                digest.update(observation.images[name].tobytes())
         noise = {key: value.to(policy.device) for key, value in head.draw(1, generator).items()}
         recorder = Recorder(len(blocks))
         recorded: Any = CachedSteps(backbone, recorder)  # type: ignore[arg-type]
-        head.decode(recorded, backbone.encode(policy.batch([observation])), None, noise)
+        head.decode(recorded, backbone.encode(policy.batch([observations])), None, noise)
         for index, block in enumerate(blocks):
             outputs = recorder.flat(index)
-            alike[block] += similarity(outputs, metric) / len(observations)
-            cosine[block] += similarity(outputs, "cosine") / len(observations)
-            errors[block] += reuse_error(outputs) / len(observations)
+            alike[block] += similarity(outputs, metric) / len(seen)
+            cosine[block] += similarity(outputs, "cosine") / len(seen)
+            errors[block] += reuse_error(outputs) / len(seen)
     return Recording(alike, cosine, errors, steps, sampler, policy.spec.weights, metric, digest.hexdigest()[:16])
 
 
 @torch.no_grad()
-def prefix_similarity(policy: VLAPolicy, observations: Sequence[Observation], seed: int = 0) -> Array:
+def prefix_similarity(policy: VLAPolicy, seen: Sequence[Sequence[Observation]], seed: int = 0) -> Array:
     """How alike the prefix's keys and values are over the rounds of masked diffusion: cosine float64 [T, T].
 
-    A mean over observations and layers; `adaptive` of it says in which rounds a prefix that sees the slots is best
+    A mean over what was seen and layers; `adaptive` of it says in which rounds a prefix that sees the slots is best
     computed anew. ValueError for a policy without rounds or whose prefix never sees slots.
     """
     head: Any = policy.head
@@ -143,17 +147,17 @@ def prefix_similarity(policy: VLAPolicy, observations: Sequence[Observation], se
             f"decode.refresh: expected discrete_diffusion over a prefix that sees the slots, got {head.name} over "
             f"{policy.backbone.name}"
         )
-    if not observations:
+    if not seen:
         raise ValueError("decode.refresh: expected observations, got none")
     rounds = head.decoding.rounds
     alike = np.zeros((rounds, rounds))
-    for index, observation in enumerate(observations):
+    for index, observations in enumerate(seen):
         kept = _KeptPrefixes(policy.backbone)
         noise = {name: value.to(policy.device) for name, value in _draw(head, seed_of(seed, index, 0)).items()}
-        head.decode(kept, kept.encode(policy.batch([observation])), None, noise)
+        head.decode(kept, kept.encode(policy.batch([observations])), None, noise)
         for layer in zip(*kept.prefixes, strict=True):
             flat = np.stack([torch.cat([part.flatten() for part in pair]).float().cpu().numpy() for pair in layer])
-            alike += similarity(flat, "cosine") / len(kept.prefixes[0]) / len(observations)
+            alike += similarity(flat, "cosine") / len(kept.prefixes[0]) / len(seen)
     return alike
 
 

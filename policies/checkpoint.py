@@ -65,7 +65,7 @@ HEADS: dict[str, Any] = {
 _OPTIONS: dict[str, Any] = {"decoding": MaskedDecoding, "denoising": Denoising}
 _KEYS = {
     *("version", "name", "backbone", "head", "tokenizer", "contract"),
-    *("max_committed", "executed", "state", "action", "seen", "training"),
+    *("observation_offsets", "max_committed", "executed", "state", "action", "seen", "training"),
 }
 
 
@@ -130,6 +130,7 @@ def save_policy(
         "head": {"name": head.name, "options": dict(head_options)},
         "tokenizer": None if tokenizer is None else {"name": tokenizer.name, "state": tokenizer.state()},
         "contract": Contract.of(spec).document(),
+        "observation_offsets": list(spec.observation_offsets),
         "max_committed": spec.max_committed,
         "executed": spec.executed,
         "state": {"low": policy.state.low.tolist(), "high": policy.state.high.tolist()},
@@ -191,6 +192,7 @@ def load_policy(
             action=contract.action,
             period=1.0 / contract.rate_hz,
             horizon=contract.horizon,
+            observation_offsets=tuple(document["observation_offsets"]),
             max_committed=document["max_committed"],
             statistics=contract.statistics,
             seen=frozenset(document["seen"]),

@@ -42,12 +42,14 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
         None if config["tokenizer"]["name"] == "none" else config["tokenizer"],
         max_committed=recipe.max_committed,
         executed=config["executed"],
+        observation_offsets=config["observation_offsets"],
         seed=recipe.seed,
         initial=initial,
         heads=heads,
     )
     backbone: Any = policy.backbone
-    samples = read_samples(dataset, backbone.image_size, policy.state, policy.action)
+    offsets = policy.spec.observation_offsets
+    samples = read_samples(dataset, backbone.image_size, policy.state, policy.action, offsets)
     # Everything is in memory; what it was read from need not be, too.
     dataset.close()
     _check_instructions(backbone, samples)
@@ -60,7 +62,8 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
         write_json(path, report)
         _log.info("%s; all of it is in %s", report_text(report), path)
     add_adapters(policy.backbone, lora)
-    settings = {key: config[key] for key in ("backbone", "head", "tokenizer", "horizon", "control", "init", "lora")}
+    settings = {key: config[key] for key in ("backbone", "head", "tokenizer", "horizon", "observation_offsets")}
+    settings |= {key: config[key] for key in ("control", "init", "lora")}
     settings["data"] = dataset.statistics_id()
     options = {key: value for key, value in head.items() if key != "name"}
     features = None if config["features"] is None else Path(config["features"])

@@ -37,12 +37,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """An observation, the chunk that answered it if one is known, and, for warm starts, those before, oldest first."""
+    """What a policy sees, the chunk that answered it if one is known, and, for warm starts, what it saw before.
 
-    observation: Observation
+    seen: one observation per offset, oldest first; before: the same at earlier questions, oldest first.
+    """
+
+    seen: tuple[Observation, ...]
     chunk: ActionChunk | None
-    before: tuple[Observation, ...] = ()
+    before: tuple[tuple[Observation, ...], ...] = ()
     episode: int = 0
+
+    @property
+    def observation(self) -> Observation:
+        """The newest."""
+        return self.seen[-1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,13 +70,13 @@ class Judgement:
 
 
 def frames(
-    dataset: Dataset | Joined, recorded: int, judged: int, apart: int, seed: int = 0
+    dataset: Dataset | Joined, offsets: Sequence[int], recorded: int, judged: int, apart: int, seed: int = 0
 ) -> tuple[list[Frame], list[Frame]]:
     """Samples drawn from a data set: some to record, one an episode, and others to judge by, of other episodes.
 
-    Those to judge by are spread over as many episodes as there are. apart: only samples that have `EARLIER` before
-    them, each so many rows from the next, which is what a warm start needs; 0 for all. ValueError for a set without
-    that many samples or episodes.
+    Those to judge by are spread over as many episodes as there are. offsets: the policy's. apart: only samples that
+    have `EARLIER` before them, each so many rows from the next, which is what a warm start needs; 0 for all. ValueError
+    for a set without that many samples or episodes.
     """
 
     def place(index: int) -> tuple[int, int]:
@@ -96,9 +104,8 @@ def frames(
         )
 
     def frame(index: int) -> Frame:
-        observation, chunk = dataset[index]
-        before = tuple(dataset[one][0] for one in earlier(index) if one is not None)
-        return Frame(observation, chunk, before, dataset.episode_of(index))
+        before = tuple(dataset.seen(one, offsets) for one in earlier(index) if one is not None)
+        return Frame(dataset.seen(index, offsets), dataset.answer(index), before, dataset.episode_of(index))
 
     return [frame(indices[0]) for indices in episodes[:recorded]], [frame(index) for index in others[:judged]]
 
@@ -198,8 +205,8 @@ def judge(
         if warm:
             seeds = [seed_of(seed, index, 2 + link) for link in range(len(frame.before))]
             _lead_up(policy, plain, warm, list(zip(frame.before, seeds, strict=True)), noises)
-        context = backbone.encode(policy.batch([now] * noises))
-        alone = backbone.encode(policy.batch([now]))
+        context = backbone.encode(policy.batch([frame.seen] * noises))
+        alone = backbone.encode(policy.batch([frame.seen]))
         wanted = torch.from_numpy(policy.action.forward(recorded[index].actions))
         chunks = {}
         for name, way in known.items():
@@ -224,11 +231,15 @@ def judge(
 
 
 def _lead_up(
-    policy: VLAPolicy, plain: _Way, warm: Sequence[_Way], before: Sequence[tuple[Observation, int]], noises: int
+    policy: VLAPolicy,
+    plain: _Way,
+    warm: Sequence[_Way],
+    before: Sequence[tuple[Sequence[Observation], int]],
+    noises: int,
 ) -> None:
     """Let warm ways decode what comes before a frame, so that they begin with what they would in the loop.
 
-    before: observations, oldest first, each with the seed of its noises.
+    before: what was seen at earlier questions, oldest first, each with the seed of its noises.
     """
     backbone: Any = policy.backbone
     for link, (seen, seed) in enumerate(before):
@@ -236,8 +247,8 @@ def _lead_up(
         first = None if link else plain.many(context, drawn)[0]
         for way in warm:
             assert way.warm is not None
-            rows = way.many(context, way.noise(noises, seed), way.guess(seen))[0] if first is None else first
-            way.warm.keep(rows.to(policy.device), seen.time, seen.instruction)
+            rows = way.many(context, way.noise(noises, seed), way.guess(seen[-1]))[0] if first is None else first
+            way.warm.keep(rows.to(policy.device), seen[-1].time, seen[-1].instruction)
 
 
 def homogeneity(
@@ -258,13 +269,13 @@ def homogeneity(
     others: list[list[float]] = []
     own: list[float] = []
     for index, frame in enumerate(frames):
-        recording = record(policy, [frame.observation], seed_of(seed, index, 0), like.metric)
+        recording = record(policy, [frame.seen], seed_of(seed, index, 0), like.metric)
         mine = PreparedDecoder(head, backbone, schedule(recording, like.method, like.updates, like.bubble))
         if index < sources:
             made.append(mine)
             continue
         with torch.no_grad():
-            context = backbone.encode(policy.batch([frame.observation]))
+            context = backbone.encode(policy.batch([frame.seen]))
             noise = plain.noise(1, seed_of(seed, index, 1))
             wanted, _ = plain.many(context, noise)
             *theirs, my = (float((one(context, None, noise).cpu() - wanted).square().mean()) for one in (*made, mine))

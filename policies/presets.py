@@ -86,9 +86,10 @@ class Pi0Subject:
         """Of the weights."""
         return precision_of(self.backbone.model)
 
-    def batch(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+    def batch(self, seen: Sequence[Sequence[Observation]]) -> dict[str, Tensor]:
         """What `Pi0.features` takes; images are resized to the tower's size, from -1 to 1."""
         vision = self._sizes.vlm_config.vision_config
+        observations = [one[-1] for one in seen]
         views = torch.stack([
             torch.stack([torch.from_numpy(one.images[name]) for name in sorted(one.images)]) for one in observations
         ])  # fmt: skip

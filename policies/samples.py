@@ -29,7 +29,9 @@ _BRIGHTNESS = 0.15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Rows whose images are fresh. images: {camera: uint8 [F, S, S, 3]}; chunks [F, T, A] and states are normalised.
+    """Rows whose images are fresh. images: {camera: uint8 [F, S, S, 3 M]}; chunks [F, T, A] and states are normalised.
+
+    Every sample shows M moments, oldest first: images lie on top of each other, states [F, M S] side by side.
 
     episode_F: which of `episodes` a sample is of; episodes: a name for each, the same in whatever set it is
     found; instructions: one a sample.
@@ -79,35 +81,42 @@ def _place(seed: int, name: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") / 2**64
 
 
-def read_samples(dataset: Dataset | Joined, image_size: int, state: Normalise, action: Normalise) -> Samples:
+def read_samples(
+    dataset: Dataset | Joined, image_size: int, state: Normalise, action: Normalise, offsets: Sequence[int] = (0,)
+) -> Samples:
     """Everything of a data set that training needs, images already `image_size` pixels square.
+
+    offsets: which moments a sample shows, in periods before its own.
 
     Samples whose chunk a push cuts through are left out: its later rows answer what nobody could foresee, and
     a policy that learns them learns to expect pushes. ValueError for a state or an action that is not finite,
-    and for a set without samples.
+    for a set without samples, and for one without images at those moments.
     """
     indices = [index for index in range(len(dataset)) if dataset.foreseeable(index)]
     if not indices:
         raise ValueError(f"{dataset.name}: expected samples, got none")
     # In their places at once: small images between the large ones they come from would leave a heap full of holes.
     cameras = {
-        name: torch.empty((len(indices), image_size, image_size, 3), dtype=torch.uint8) for name in dataset.cameras
+        name: torch.empty((len(indices), image_size, image_size, 3 * len(offsets)), dtype=torch.uint8)
+        for name in dataset.cameras
     }
     states, chunks, episodes, instructions = [], [], [], []
     for place, index in enumerate(indices):
-        observation, chunk = dataset[index]
-        for what, values in (("state", observation.state), ("action", chunk.actions)):
+        seen, chunk = dataset.seen(index, offsets), dataset.answer(index)
+        told = np.stack([one.state for one in seen])
+        for what, values in (("state", told), ("action", chunk.actions)):
             if not np.isfinite(values).all():
                 raise ValueError(
                     f"{dataset.name}: expected a finite {what}, got NaN or infinity in sample {index}; "
                     "collect the data set again"
                 )
         for name, images in cameras.items():
-            images[place] = resize(torch.from_numpy(observation.images[name])[None], image_size)[0]
-        states.append(state.forward(observation.state))
+            shown = np.concatenate([one.images[name] for one in seen], axis=2)
+            images[place] = resize(torch.from_numpy(shown)[None], image_size)[0]
+        states.append(state.forward(told).reshape(-1))
         chunks.append(action.forward(chunk.actions))
         episodes.append(dataset.episode_of(index))
-        instructions.append(observation.instruction)
+        instructions.append(seen[-1].instruction)
     return Samples(
         images=cameras,
         states_FS=torch.from_numpy(np.stack(states)),

@@ -76,7 +76,7 @@ def _cost(
     for _ in range(repeats + 1):
         finish(policy.device)
         began = clock.now()
-        context = backbone.encode(policy.batch([seen]))
+        context = backbone.encode(policy.batch([[seen]]))
         finish(policy.device)
         encoded = clock.now()
         decoder(context, None, noise, 1)

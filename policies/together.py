@@ -42,7 +42,7 @@ class Together:
 
     @torch.no_grad()
     def __call__(
-        self, sessions: Sequence[VLASession], seen: Sequence[Observation], committed: Sequence[Float | None]
+        self, sessions: Sequence[VLASession], seen: Sequence[Sequence[Observation]], committed: Sequence[Float | None]
     ) -> list[ActionChunk]:
         """A chunk for each. SpecMismatch, before any noise is drawn, for an observation or rows that are wrong."""
         policy = self._policy
@@ -52,8 +52,8 @@ class Together:
         unit = self._decode(policy.backbone.encode(batch), given, noise, len(sessions))
         facts = {"together": float(len(sessions))}
         return [
-            policy.chunk(unit[index], observation.time, rows, facts)
-            for index, (observation, rows) in enumerate(zip(seen, committed, strict=True))
+            policy.chunk(unit[index], observations[-1].time, rows, facts)
+            for index, (observations, rows) in enumerate(zip(seen, committed, strict=True))
         ]
 
     def _given(self, committed: Sequence[Float | None]) -> Committed | None:

@@ -39,7 +39,7 @@ class Recipe:
 
     freeze_trunk: leave the trunk as it is and train the rest on its features, computed once for `feature_copies`
     augmented versions of every sample. gradient_checkpointing: compute activations again in the backward pass
-    instead of keeping them.
+    instead of keeping them. overfit: learn this many samples by heart, as they are, and validate on the same; None: no.
     """
 
     steps: int = 6000
@@ -63,12 +63,15 @@ class Recipe:
     freeze_trunk: bool = False
     feature_copies: int = 4
     gradient_checkpointing: bool = False
+    overfit: int | None = None
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "accumulate", "validate_every", "save_every", "validate_samples")
         for name in (*positive, "feature_copies"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.overfit is not None and self.overfit < 1:
+            raise ValueError(f"overfit: expected at least 1, or null, got {self.overfit}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a share in [0, 1), got {self.ema}")
         if not 0 < self.held_out < 1:
@@ -83,7 +86,24 @@ class Recipe:
 
     def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch as training sees it."""
-        return augmented(batch, generator, self.state_noise, self.state_dropout) if self.augment else batch
+        if not self.augment or self.overfit:
+            return batch
+        return augmented(batch, generator, self.state_noise, self.state_dropout)
+
+    def chosen(self, samples: Samples) -> tuple[list[int], list[int]]:
+        """Indices of the samples to learn from, and of those to validate on. ValueError for a set that has too few."""
+        if self.overfit:
+            if self.overfit > len(samples):
+                raise ValueError(f"overfit: expected at most the data's {len(samples)} samples, got {self.overfit}")
+            few = _spread(range(len(samples)), self.overfit)
+            return few, few
+        training, held_out = samples.split(self.held_out, self.seed)
+        return training.tolist(), _spread(held_out.tolist(), self.validate_samples)
+
+
+def _spread(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, at even distances."""
+    return [values[i] for i in np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)]
 
 
 class Learner(nn.Module):
@@ -148,9 +168,7 @@ def train(
         _restore(_state_path(folder), learner, optimiser, average, progress, own)
     wrapped, optimiser = accelerator.prepare(learner, optimiser)
     average = {key: value.to(device) for key, value in average.items()}
-    training, held_out = (indices.tolist() for indices in samples.split(recipe.held_out, recipe.seed))
-    spread = np.linspace(0, len(held_out) - 1, min(len(held_out), recipe.validate_samples)).round().astype(int)
-    shown = [held_out[index] for index in spread]
+    training, shown = recipe.chosen(samples)
     source: FreshSamples | CachedFeatures
     if recipe.freeze_trunk:
         source = CachedFeatures(
@@ -265,7 +283,8 @@ def _validated(
     figures = validate(policy, samples, indices)
     best = min((found["l1"] for found in progress.validations), default=math.inf)
     progress.validations.append({"step": step, **figures})
-    _log.info("step %d, held out: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    told = "learned by heart" if recipe.overfit else "held out"
+    _log.info("step %d, %s: %s", step, told, ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     if figures["l1"] <= best:
         save_policy(folder, policy, head_options, {"step": step, **figures, "recipe": asdict(recipe)})
     learner.load_state_dict(current)

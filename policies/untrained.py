@@ -6,7 +6,7 @@ published checkpoint of the backbone, or an earlier checkpoint of ours. It knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,14 +50,16 @@ def policy_for(
     max_committed: int,
     seed: int,
     executed: int | None = None,
+    observation_offsets: Sequence[int] = (0,),
     initial: Initial = Initial(),
     heads: Mapping[str, Any] | None = None,
 ) -> VLAPolicy:
     """An untrained policy for a data set. backbone, head, tokenizer: names and options, as in configs.
 
-    heads: classes of one's own by name. With `initial` the state's transform is that of the checkpoint, since
-    its trunk has learned what those numbers mean, and with all parts the action's and the tokenizer's, too.
-    ValueError for names that are not known and for parts that do not fit each other or the checkpoint.
+    heads: classes of one's own by name. observation_offsets: as a PolicySpec's. With `initial` the state's transform is
+    that of the checkpoint, since its trunk has learned what those numbers mean, and with all parts the action's and
+    the tokenizer's, too. ValueError for names that are not known and for parts that do not fit each other or the
+    checkpoint.
     """
     if not 0 <= max_committed < dataset.horizon:
         raise ValueError(f"max_committed: expected 0 to {dataset.horizon - 1} (less than horizon), got {max_committed}")
@@ -70,6 +72,7 @@ def policy_for(
         state=contract.state,
         action=dataset.action,
         period=dataset.period,
+        observation_offsets=tuple(observation_offsets),
         horizon=dataset.horizon,
         max_committed=max_committed,
         statistics=dataset.statistics_id(),
@@ -78,7 +81,15 @@ def policy_for(
     )
     torch.manual_seed(seed)
     options = {key: value for key, value in backbone.items() if key != "name"}
-    network = backbone_class(backbone["name"]).make(options, tuple(dataset.cameras), contract.state.size)
+    kind = backbone_class(backbone["name"])
+    if len(spec.observation_offsets) > 1:
+        if not getattr(kind, "takes_frames", False):
+            raise ValueError(
+                f"observation_offsets: expected [0], got {list(observation_offsets)}; {backbone['name']} looks at one "
+                "moment, backbone=nano can look at several"
+            )
+        options["frames"] = len(spec.observation_offsets)
+    network = kind.make(options, tuple(dataset.cameras), contract.state.size)
     source = None if initial.folder is None else _source(initial.folder, spec, network)
     if source is not None:
         state = source.state

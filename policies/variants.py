@@ -117,7 +117,7 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
     head: Any = policy.head
     backbone: Any = policy.backbone
     updates, bubble = config["updates"], config["bubble"]
-    recording = record(policy, [made_from.observation], config["seed"])
+    recording = record(policy, [made_from.seen], config["seed"])
     if not 1 <= updates <= recording.steps:
         raise ValueError(f"updates: expected 1 to {recording.steps} (all steps), got {updates}")
     torchs = TorchDecoder(backbone)

@@ -43,8 +43,6 @@ class VLAPolicy:
         action: Normalise,
         decode: Decode = PLAIN,
     ):
-        if spec.observation_offsets != (0,):
-            raise SpecMismatch(f"observation_offsets: expected (0,), got {spec.observation_offsets}")
         self._own_head = head.eval()
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
@@ -123,20 +121,35 @@ class VLAPolicy:
             raise ValueError(f"batch: expected a policy whose chunks stand for themselves, got {reason}; take batch=1")
         return Together(self)
 
-    def batch(self, observations: Sequence[Observation]) -> Batch:
-        """B observations as tensors. SpecMismatch for one that is not what the spec says."""
-        for observation in observations:
-            self._spec.state.validate(observation.state)
-            for camera in self._spec.cameras:
-                if camera.name not in observation.images:
-                    raise SpecMismatch(f"camera {camera.name!r}: expected an image, got {sorted(observation.images)}")
-                camera.validate(observation.images[camera.name])
+    def batch(self, seen: Sequence[Sequence[Observation]]) -> Batch:
+        """B samples as tensors, each of one observation per offset, oldest first.
+
+        SpecMismatch for an observation that is not what the spec says, and for too few or too many.
+        """
+        wanted = self._spec.observation_offsets
+        for observations in seen:
+            if len(observations) != len(wanted):
+                raise SpecMismatch(
+                    f"observations: expected {len(wanted)}, one for each of the periods {list(wanted)} before now, "
+                    f"got {len(observations)}"
+                )
+            for observation in observations:
+                self._spec.state.validate(observation.state)
+                for camera in self._spec.cameras:
+                    if camera.name not in observation.images:
+                        raise SpecMismatch(
+                            f"camera {camera.name!r}: expected an image, got {sorted(observation.images)}"
+                        )
+                    camera.validate(observation.images[camera.name])
         images = {
-            camera.name: torch.from_numpy(np.stack([o.images[camera.name] for o in observations]))
+            camera.name: torch.from_numpy(
+                np.stack([np.concatenate([one.images[camera.name] for one in sample], axis=2) for sample in seen])
+            )
             for camera in self._spec.cameras
         }
-        states = torch.from_numpy(self.state.forward(np.stack([o.state for o in observations])))
-        return Batch(images, states, tuple(o.instruction for o in observations)).to(self.device)
+        states = self.state.forward(np.stack([[one.state for one in sample] for sample in seen]))
+        told = torch.from_numpy(states.reshape(len(seen), -1))
+        return Batch(images, told, tuple(sample[-1].instruction for sample in seen)).to(self.device)
 
     def committed(self, rows: Float | None) -> Committed | None:
         """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many."""
@@ -187,7 +200,7 @@ class VLASession:
         spec = policy.spec
         images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
         blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
-        context = policy.backbone.encode(policy.batch([blank]))
+        context = policy.backbone.encode(policy.batch([[blank] * len(spec.observation_offsets)]))
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, torch.Generator()).items()}
         row = np.zeros((1, spec.action.size), np.float32)
         for given in (None, policy.committed(row) if spec.max_committed else None):
@@ -204,7 +217,7 @@ class VLASession:
         if isinstance(self._decode, MaskedDecoder):
             self._decode.begin(deadline)
         noise = self.noise()
-        context = policy.backbone.encode(policy.batch([observation]))
+        context = policy.backbone.encode(policy.batch([observations]))
         given = policy.committed(committed)
         facts: dict[str, float] = {}
         if self._before is not None:

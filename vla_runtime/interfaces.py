@@ -33,8 +33,8 @@ class Session(Protocol):
 class Policy(Protocol):
     """Something that predicts. Weights live here, per-episode state in the Session.
 
-    One that answers several sessions in one pass also has `together()`, which gives (sessions, newest observations,
-    committed rows or None) -> chunks, equal up to rounding to what each session would say alone.
+    One that answers several sessions in one pass also has `together()`, which gives (sessions, what each
+    has seen, committed rows or None) -> chunks, equal up to rounding to what each session would say alone.
     """
 
     @property

@@ -31,7 +31,8 @@ _STRIDE = 16
 class NanoConfig:
     """cameras: their names in order; image_size: pixels every image is resized to, a multiple of 16, at most 96.
 
-    state_size: S; the rest are sizes of the network. max_bytes: longest instruction.
+    state_size: S; frames: observations a sample is made of, whose images lie on top of each other; the rest are sizes
+    of the network. max_bytes: longest instruction.
     """
 
     cameras: tuple[str, ...]
@@ -43,6 +44,7 @@ class NanoConfig:
     decoder_depth: int = 6
     text_tokens: int = 4
     max_bytes: int = 160
+    frames: int = 1
 
     def __post_init__(self) -> None:
         if self.image_size % _STRIDE or not _STRIDE <= self.image_size <= _CELLS * _STRIDE:
@@ -57,17 +59,20 @@ class Nano(nn.Module):
     """Backbone from scratch; see the module."""
 
     name = "nano"
+    # Several observations a sample cost it wider first layers, and no more tokens.
+    takes_frames = True
 
     def __init__(self, config: NanoConfig):
         super().__init__()
         self.config = config
         width = config.width
         self.width = width
-        self.stems = nn.ModuleDict({camera: _Stem(width) for camera in config.cameras})
+        self.stems = nn.ModuleDict({camera: _Stem(3 * config.frames, width) for camera in config.cameras})
         cells = (config.image_size // _STRIDE) ** 2
         self.places = nn.Parameter(torch.randn(len(config.cameras), cells, width) * 0.02)
         self.text = _Bytes(width, config.heads, config.text_tokens, config.max_bytes)
-        self.state = nn.Sequential(nn.Linear(config.state_size, width), nn.GELU(), nn.Linear(width, width))
+        told = config.frames * config.state_size
+        self.state = nn.Sequential(nn.Linear(told, width), nn.GELU(), nn.Linear(width, width))
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)
         self.trunk = nn.ModuleList(_TrunkLayer(width, config.heads) for _ in range(config.trunk_depth))
         self.trunk_norm = nn.LayerNorm(width)
@@ -158,10 +163,10 @@ class Nano(nn.Module):
 
 
 class _Stem(nn.Module):
-    """Four convolutions of stride 2 with group norm: [B, 3, S, S] -> [B, (S / 16)^2, D]."""
+    """Four convolutions of stride 2 with group norm: [B, planes, S, S] -> [B, (S / 16)^2, D]."""
 
-    def __init__(self, width: int):
-        channels = (3, 32, 64, 128, width)
+    def __init__(self, planes: int, width: int):
+        channels = (planes, 32, 64, 128, width)
         layers: list[nn.Module] = []
         for before, after in pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.GELU()]

@@ -18,7 +18,7 @@ def policy(make_policy):
 
 @pytest.fixture
 def observations(dataset):
-    return [dataset[index][0] for index in (0, 5)]
+    return [dataset.seen(index, (0,)) for index in (0, 5)]
 
 
 def test_a_recording_repeats_itself_and_depends_on_what_it_saw(policy, observations):

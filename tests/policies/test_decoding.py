@@ -39,7 +39,7 @@ def folder(make_policy, tmp_path):
 
 def saved_schedule(folder, observations, updates=4):
     path = folder / "schedule.json"
-    schedule(record(load_policy(folder), observations), "bac", updates, 2).save(path)
+    schedule(record(load_policy(folder), [[one] for one in observations]), "bac", updates, 2).save(path)
     return path
 
 
@@ -52,7 +52,7 @@ def test_plain_is_the_default_and_the_heads_own_bit_for_bit(folder, observations
     assert policy.spec.decode == {"mode": "plain", "precision": "fp32", "sampler": "ddpm", "steps": 12}
     session = policy.begin(3)
     noise = policy.head.draw(1, session._generator)
-    context = policy.backbone.encode(policy.batch(observations[:1]))
+    context = policy.backbone.encode(policy.batch([observations[:1]]))
     wanted = policy.actions(policy.head.decode(policy.backbone, context, None, noise).detach())[0]
     np.testing.assert_array_equal(chunk(policy, observations[0]), wanted)
 
@@ -329,7 +329,7 @@ def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(fold
     captured = CapturedDecoder(PreparedDecoder(policy.head, policy.backbone, made), Eager)
     given = policy.committed(np.zeros((1, policy.spec.action.size), np.float32))
     for index, (committed, first) in enumerate([(None, 0), (given, 0), (None, 6), (given, 6), (None, 0), (given, 0)]):
-        context = policy.backbone.encode(policy.batch([observations[index % 2]]))
+        context = policy.backbone.encode(policy.batch([[observations[index % 2]]]))
         noise = policy.head.draw(1, torch.Generator().manual_seed(index))
         warm = (torch.zeros(1, policy.spec.horizon, policy.spec.action.size),) if first else ()
         arguments = (context, committed, noise, 1, *warm, *((first,) if first else ()))
@@ -350,7 +350,7 @@ def test_capturing_beforehand_captures_all_and_leaves_no_trace(folder, observati
         return Eager(run, example)
 
     captured = CapturedDecoder(decoders[0], make)
-    context = policy.backbone.encode(policy.batch(observations[:1]))
+    context = policy.backbone.encode(policy.batch([observations[:1]]))
     noise = policy.head.draw(1, torch.Generator().manual_seed(0))
     captured.capture(context, None, noise)
     assert len(count) == 2  # by plan and in full

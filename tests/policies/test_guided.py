@@ -96,7 +96,7 @@ def test_pinned_tokens_stay_what_they_are_while_it_decodes(make_policy, seen):
     policy = make_policy("discrete_diffusion", tokenizer={"name": "bins"})
     rows = policy.begin(0).predict([seen]).actions[1:3]
     with torch.no_grad():
-        context = policy.backbone.encode(policy.batch([seen]))
+        context = policy.backbone.encode(policy.batch([[seen]]))
         noise = policy.head.draw(1, torch.Generator().manual_seed(1))
         _, ids = policy.head.decode_tokens(policy.backbone, context, policy.committed(rows), noise, 1)
     padded = np.zeros((1, policy.spec.horizon, policy.spec.action.size), np.float32)

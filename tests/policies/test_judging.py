@@ -24,7 +24,7 @@ def policy(make_policy):
 def frame(dataset, policy):
     period = policy.spec.period
     shown = [replace(dataset[index][0], time=4 * index * period) for index in range(EARLIER + 1)]
-    return Frame(shown[-1], dataset[EARLIER][1], tuple(shown[:-1]))
+    return Frame((shown[-1],), dataset[EARLIER][1], tuple((one,) for one in shown[:-1]))
 
 
 def test_a_warm_start_begins_with_what_it_would_in_the_loop(policy, frame, monkeypatch):
@@ -40,14 +40,14 @@ def test_a_warm_start_begins_with_what_it_would_in_the_loop(policy, frame, monke
     # The same by hand: a plain chunk, a warm one after it, and another.
     decoding = policy.decoding(way)
     decoder, warm = decoding.decoder(), decoding.warm_start()
-    for noise, seen in zip(drawn[:EARLIER], frame.before, strict=True):
-        context = policy.backbone.encode(policy.batch([seen]))
+    for noise, (seen,) in zip(drawn[:EARLIER], frame.before, strict=True):
+        context = policy.backbone.encode(policy.batch([[seen]]))
         guess = warm.guess(seen.time, seen.instruction)
-        assert (guess is None) == (seen is frame.before[0])
+        assert (guess is None) == (seen is frame.before[0][0])
         with torch.no_grad():
             rows = decoder(context, None, noise, 1, *(() if guess is None else (guess, warm.first)))
         warm.keep(rows, seen.time, seen.instruction)
-    context = policy.backbone.encode(policy.batch([frame.observation]))
+    context = policy.backbone.encode(policy.batch([frame.seen]))
     wanted = torch.from_numpy(policy.action.forward(frame.chunk.actions))
     errors = []
     for noise in drawn[EARLIER:]:

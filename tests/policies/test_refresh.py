@@ -69,7 +69,7 @@ def test_fewer_refreshes_cost_less_are_told_and_change_something(oft):
 
 
 def test_the_scheduler_says_when_to_refresh(oft):
-    alike = prefix_similarity(oft, random_observations(oft.spec, 2))
+    alike = prefix_similarity(oft, [[one] for one in random_observations(oft.spec, 2)])
     assert alike.shape == (ROUNDS, ROUNDS)
     np.testing.assert_allclose(np.diag(alike), 1, atol=1e-6)
     assert alike[0, -1] < 1 - 1e-4

@@ -14,7 +14,7 @@ def policy(make_policy):
 
 
 def decoded(policy, dataset, rival):
-    batch = policy.batch([dataset[0][0]])
+    batch = policy.batch([dataset.seen(0, (0,))])
     noise = policy.head.draw(1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = policy.head.decode(policy.backbone, policy.backbone.encode(batch), None, noise)

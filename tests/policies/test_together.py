@@ -29,7 +29,7 @@ def both(policy, committed):
     together = policy.together()
     for _ in range(2):
         one = [a.predict([o], rows) for a, o, rows in zip(alone, seen, committed, strict=True)]
-        yield from zip(one, together(sessions, seen, committed), strict=True)
+        yield from zip(one, together(sessions, [[o] for o in seen], committed), strict=True)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_wrong_question_costs_no_noise(make_policy, wrong):
     sessions = [policy.begin(0), policy.begin(1)]
     bad = np.zeros((3, policy.spec.action.size), np.float32)
     blind = type(seen)(seen.state, {}, seen.instruction, seen.time)
-    questions = ([seen, blind], [None, None]) if wrong == "observation" else ([seen, seen], [None, bad])
+    questions = ([[seen], [blind]], [None, None]) if wrong == "observation" else ([[seen], [seen]], [None, bad])
     with pytest.raises(SpecMismatch):
         policy.together()(sessions, *questions)
     assert (sessions[0].predict([seen]).actions == policy.begin(0).predict([seen]).actions).all()

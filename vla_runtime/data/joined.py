@@ -94,6 +94,11 @@ class Joined:
         which, inner = self._place(i)
         return self._sets[which].answer(inner)
 
+    def seen(self, i: int, offsets: Sequence[int]) -> tuple[Observation, ...]:
+        """As a Dataset's."""
+        which, inner = self._place(i)
+        return self._sets[which].seen(inner, offsets)
+
     def foreseeable(self, i: int) -> bool:
         """As a Dataset's."""
         which, inner = self._place(i)

@@ -8,7 +8,7 @@ what was found and what to do. Knows no policy and no environment.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,23 @@ class Dataset:
             raise IndexError(f"sample: expected 0 to {len(self) - 1}, got {i}")
         row = int(self._starts[i])
         return self.observation(row), self.chunk(row)
+
+    def seen(self, i: int, offsets: Sequence[int]) -> tuple[Observation, ...]:
+        """What was observed at sample i and before: one observation per offset, as a PolicySpec's, oldest first.
+
+        Before the episode's beginning stands its first observation, as in the loop. ValueError where the images of
+        such a moment were not rendered.
+        """
+        row = self.row(i)
+        first = self.episodes[int(self._episode_of[row])].start
+        rows = [max(row + offset, first) for offset in offsets]
+        for offset, one in zip(offsets, rows, strict=True):
+            if not self._columns[schema.FRESH][one]:
+                raise ValueError(
+                    f"observation_offsets: expected moments whose images {self.folder} holds, got {offset}; its "
+                    "image_stride must divide them all"
+                )
+        return tuple(self.observation(one) for one in rows)
 
     def row(self, i: int) -> int:
         """The row of the set at which sample i begins."""

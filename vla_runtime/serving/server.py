@@ -262,8 +262,8 @@ class PolicyServer:
     def _in_one_pass(self, some: list[_Asked]) -> list[ActionChunk]:
         for one in some:
             one.begin()
-        sessions, newest = [one.begun for one in some], [one.seen[-1] for one in some]
-        found: list[ActionChunk] = self._together(sessions, newest, [one.committed for one in some])
+        sessions, seen = [one.begun for one in some], [one.seen for one in some]
+        found: list[ActionChunk] = self._together(sessions, seen, [one.committed for one in some])
         if len(found) != len(some):
             raise RuntimeError(f"together: expected {len(some)} chunks, got {len(found)}")
         return found
