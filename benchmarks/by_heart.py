@@ -112,7 +112,8 @@ def main():
                 place = "resume" if folder.with_name(f"{folder.name}.training.pt").is_file() else "out"
                 line = command(
                     "finetune", f"data={data}", "control=absolute", "overfit=8", *options[backbone], f"head={head}",
-                    "learning_rate=0.001", "warmup=20", "ema=0.95", "validate_every=100", *HEADS[head], f"{place}={folder}",
+                    "learning_rate=0.001", "warmup=20", "ema=0.95", "validate_every=100", *HEADS[head],
+                    f"{place}={folder}",
                 )  # fmt: skip
                 run = command(
                     "rollout", "env=lift", "env.control=absolute", f"policy={folder}", "episodes=1", "video=none",
