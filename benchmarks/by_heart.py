@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+from commands import command
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from vla_runtime.disk import write_json, write_text
@@ -83,14 +83,6 @@ def backbones(folder):
             f"backbone.config={written(prismatic)}",
         ],
     }  # fmt: skip
-
-
-def command(name, *options):
-    """The last line of a command of the package, which must succeed."""
-    done = subprocess.run([sys.executable, "-m", f"vla_runtime.{name}", *options], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{name} {' '.join(options)}: {done.stdout}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():

@@ -17,22 +17,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from commands import command
 
 from vla_runtime.disk import write_json
 from vla_runtime.machine import hardware
 
 HERE = Path(__file__).parent
-
-
-def command(name, *options, may_fail=False):
-    """The last line of a command of the package."""
-    done = subprocess.run([sys.executable, "-m", f"vla_runtime.{name}", *options], stdout=subprocess.PIPE, text=True)
-    if done.returncode and not may_fail:
-        sys.exit(f"{name} {' '.join(options)}: {done.stdout}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():

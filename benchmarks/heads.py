@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from commands import command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vla_runtime.disk import write_json, write_text
@@ -36,14 +37,6 @@ HEADS = {
     "regression": ["tokenizer=none"],
 }
 HERE = Path(__file__).parent
-
-
-def command(name, *options):
-    """The last line of a command of the package, which must succeed."""
-    done = subprocess.run([sys.executable, "-m", f"vla_runtime.{name}", *options], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{name} {' '.join(options)}: {done.stdout}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def training_minutes(folder):
