@@ -19,6 +19,8 @@ from envs.robosuite_tasks import INSTRUCTIONS, check_task, progress, widen_place
 from vla_runtime.interfaces import Policy
 from vla_runtime.types import Outcome
 
+# Substeps a second of robosuite 1.4.
+_PHYSICS_HZ = 500
 CAMERAS: Mapping[str, Sequence[int]] = {"agentview": (128, 128), "robot0_eye_in_hand": (128, 128)}
 
 
@@ -28,8 +30,12 @@ class Robosuite(OscArm):
     task_class: robosuite's name of it. cameras: {name in the model: [height, width]}. instruction: the text
     of observations, by default the task's own. widen: metres by which the region where objects start grows
     on every side. dead_band: see `OscArm`. The hand is always the Panda's, whose two fingers the state
-    describes; robot: the arm that carries it. allow_mujoco: accept a MuJoCo outside the supported range.
+    describes; robot: the arm that carries it. rate_hz: of control; max_steps are periods at 20 Hz.
+    allow_mujoco: accept a MuJoCo outside the supported range.
     """
+
+    # Whether loop.rate may choose how often commands come.
+    takes_rate = True
 
     def __init__(
         self,
@@ -44,18 +50,28 @@ class Robosuite(OscArm):
         widen: float = 0.0,
         dead_band: float = 0.0,
         allow_mujoco: bool = False,
+        rate_hz: float = 20.0,
     ):
         check_task(task_class)
+        if not 0 < rate_hz <= _PHYSICS_HZ or _PHYSICS_HZ % rate_hz:
+            raise ValueError(
+                f"loop.rate: expected a part of the physics' {_PHYSICS_HZ} Hz, such as 20, 100 or 250, got {rate_hz}"
+            )
+        if control == "delta" and rate_hz != 20.0:
+            raise ValueError(
+                f"loop.rate: expected env.control=absolute, got delta at {rate_hz} Hz; increments mean their own period"
+            )
         self._facts = require_supported_mujoco(allow_mujoco)
         versions = _versions()
         super().__init__(
             name=name or task_class.lower(),
             tasks=(instruction or INSTRUCTIONS[task_class],),
-            max_steps=max_steps,
+            max_steps=round(max_steps * rate_hz / 20.0),
             cameras=cameras,
             control=control,
             dead_band=dead_band,
             versions=versions,
+            rate_hz=rate_hz,
         )
         self._instruction = self._spec.tasks[0]
         self._raw = _build(task_class, robot, control, rate_hz=round(1.0 / self._spec.period))

@@ -13,12 +13,11 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from vla_runtime.compose import BadArguments, Config, Result, build, main, select_tasks
-from vla_runtime.contract import Contract, require_match
+from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.recorder import Recorder
@@ -101,7 +100,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     _managed(config, contract, transport, clock, safety)
     robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps, stop.is_set)
     have = Contract.of(robot.spec)
-    require_match(have, _at_rate(Contract.of(policy.spec), have.rate_hz), f"robot {robot.spec.name}", policy.spec.name)
+    require_match(have, at_rate(Contract.of(policy.spec), have.rate_hz), f"robot {robot.spec.name}", policy.spec.name)
     # A robot's time is the machine's.
     loop = {**config["loop"], "clock": "system"}
     settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
@@ -174,6 +173,10 @@ def _check_policy_side(config: Config, contract: Contract) -> None:
     """BadArguments for options that cannot be together."""
     if config["instruction"] is None:
         raise BadArguments("instruction: expected what the robot is to do, got none")
+    if config["loop"]["rate"] is not None:
+        raise BadArguments(
+            f"loop.rate: expected null, since the contract says how fast the robot is, got {config['loop']['rate']}"
+        )
     if config["loop"].get("planner", "thread") != "thread":
         raise BadArguments(
             f"loop.planner: expected thread, got {config['loop']['planner']}; a policy in a process of its own is one "
@@ -184,15 +187,6 @@ def _check_policy_side(config: Config, contract: Contract) -> None:
         raise BadArguments("arm=false: expected robot.desk.reset in the contract, or nobody could arm it, got none")
     if config["safety"]["heartbeat"] is not None and desk.heartbeat is None:
         raise BadArguments("safety.heartbeat: expected robot.desk.heartbeat in the contract, got none to listen to")
-
-
-def _at_rate(contract: Contract, rate_hz: float) -> Contract:
-    """What a policy wants of a robot of that rate: goals can be sent more often than they are made, a whole number of
-    times; increments and velocities mean their own period.
-    """
-    whole = abs(rate_hz / contract.rate_hz - round(rate_hz / contract.rate_hz)) < 1e-6 and rate_hz > contract.rate_hz
-    goals = all(group.kind in ("absolute", "binary") for group in contract.action.groups)
-    return replace(contract, rate_hz=rate_hz) if whole and goals else contract
 
 
 class _Told(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,15 @@ def differences(have: Contract, want: Contract) -> list[str]:
     if have.robot is not None and want.robot is not None:
         found += _document_differences("robot", have.robot.document(), want.robot.document())
     return found
+
+
+def at_rate(contract: Contract, rate_hz: float) -> Contract:
+    """What a policy wants of a robot of that rate: goals can be sent more often than they are made, a whole number of
+    times; increments and velocities mean their own period.
+    """
+    whole = abs(rate_hz / contract.rate_hz - round(rate_hz / contract.rate_hz)) < 1e-6 and rate_hz > contract.rate_hz
+    goals = all(group.kind in ("absolute", "binary") for group in contract.action.groups)
+    return replace(contract, rate_hz=rate_hz) if whole and goals else contract
 
 
 def require_match(have: Contract, want: Contract, have_name: str, want_name: str) -> None:

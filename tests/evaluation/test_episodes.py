@@ -90,3 +90,27 @@ def test_in_step_it_stands_while_it_thinks():
 def test_loops_that_cannot_be_are_refused(options, message):
     with pytest.raises(BadArguments, match=message):
         row("loop=async", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("env=reach", "env.size=16"), "env=reach has a control rate of its own"),
+        (("env=lift", "env.control=absolute", "loop.rate=30"), r"expected a part of the physics' 500 Hz.*got 30"),
+        (("env=lift",), "expected env.control=absolute, got delta at 100 Hz"),
+    ],
+)
+def test_a_control_rate_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=rf"loop\.rate: .*{message}"):
+        runner("policy=expert", "loop.rate=100", *options)
+
+
+def test_a_controller_may_be_faster_than_its_policy():
+    play = runner("env=lift", "policy=nano_lift_beast", "loop=async", "loop.join=spline", "loop.rate=100")
+    found = play(Job(0, 0, 0.0))
+    play.close()
+    assert found["error"] is None
+    assert found["loop"]["rate_hz"] == 100
+    assert found["success"]
+    # Two questions are eight rows of the policy apart, forty periods of the controller.
+    assert [tick for tick, _ in found["timeline"]["chunks"]][:3] == [0, 40, 80]

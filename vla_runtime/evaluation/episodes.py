@@ -17,7 +17,7 @@ import numpy as np
 
 import vla_runtime
 from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
-from vla_runtime.contract import Contract, require_match
+from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
 from vla_runtime.control.loop import Run, Tick
@@ -78,12 +78,15 @@ class EpisodeRunner:
         self._env: Env = build_environment(config)
         self._policy: Policy = built_policy(config, self._env)
         spec, policy = self._env.spec, self._policy.spec
-        require_match(Contract.of(spec), Contract.of(policy), f"environment {spec.name}", f"policy {policy.name}")
+        wanted = Contract.of(policy)
+        if config["loop"]["rate"] is not None:
+            wanted = at_rate(wanted, 1 / spec.period)
+        require_match(Contract.of(spec), wanted, f"environment {spec.name}", f"policy {policy.name}")
         if config["viz"] is not None:
             # What is missing is missed now, not in every episode.
             importlib.import_module("vla_runtime.evaluation.live")
-        wanted = config["policy"]
-        self._remote = {name: wanted[name] for name in ("address", "encoding") if name in wanted}
+        options = config["policy"]
+        self._remote = {name: options[name] for name in ("address", "encoding") if name in options}
         self._latencies = latency_points(config["loop"])
         try:
             self._settings = Settings(config["loop"], config["limits"], config["safety"], spec, policy)
@@ -311,7 +314,15 @@ def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
 
 def build_environment(config: Config) -> Env:
     """The environment of a config, inside the wrapper that disturbs it when `recover=true`, behind its bad line."""
-    env = build_env(config["env"])
+    rate, values = config.get("loop", {}).get("rate"), dict(config["env"])
+    if rate is not None:
+        module, _, name = str(values["_target_"]).rpartition(".")
+        if not getattr(getattr(importlib.import_module(module), name), "takes_rate", False):
+            raise BadArguments(
+                f"loop.rate: expected null, got {rate}; env={config['choices']['env']} has a control rate of its own"
+            )
+        values["rate_hz"] = rate
+    env = build_env(values)
     if config["recover"]:
         env = build(config["perturbation"], env)
     behind: Env = build(config["faults"], env)
