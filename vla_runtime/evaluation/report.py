@@ -19,15 +19,12 @@ from urllib.parse import quote
 import numpy as np
 
 from vla_runtime.disk import write_text
-from vla_runtime.evaluation.charts import curve, histogram, interval_bar, timeline
-from vla_runtime.evaluation.folder import in_order, latency_label, read_rows
+from vla_runtime.evaluation.charts import histogram, interval_bar
+from vla_runtime.evaluation.folder import in_order, read_rows
 from vla_runtime.evaluation.page import document, number, section, table
+from vla_runtime.evaluation.report_loop import control, latency, timelines
+from vla_runtime.evaluation.row_text import Row, episode, plain, result
 from vla_runtime.evaluation.statistics import wilson_interval
-
-Row = Mapping[str, Any]
-
-# Episodes whose time line is drawn.
-_TIMELINES = 100
 
 # Strips above this number are loaded from videos/ instead of being inside the page: some 10 MB of HTML.
 _EMBEDDED = 200
@@ -59,13 +56,13 @@ def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder:
     if rows:
         parts += [
             _tasks(rows),
-            _latency(summary),
+            latency(summary),
             _charts(rows, summary),
             _errors(rows),
             _premises(rows),
             _strips(rows, folder),
         ]
-        parts += [_control(rows), _timelines(rows), _episodes(rows), _facts(rows), _versions(rows)]
+        parts += [control(rows), timelines(rows), _episodes(rows), _facts(rows), _versions(rows)]
     parts.append(
         section("Configuration", f"<details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>")
     )
@@ -75,14 +72,14 @@ def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder:
 def _head(title: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     episodes, successes = int(summary["episodes"]), int(summary["successes"])
     low, high = wilson_interval(successes, episodes) if episodes else (0.0, 1.0)
-    latency, control = summary.get("latency_ms") or {}, summary.get("control") or {}
-    p50, p95, p99 = (number(latency.get(name)) for name in ("p50", "p95", "p99"))
+    thought, rate = summary.get("latency_ms") or {}, summary.get("control") or {}
+    p50, p95, p99 = (number(thought.get(name)) for name in ("p50", "p95", "p99"))
     tiles = [
         (f"{successes / episodes:.1%}" if episodes else "-", f"success, 95 % {low:.1%} to {high:.1%}"),
         (f"{successes} / {episodes}", "episodes succeeded"),
         (str(summary["errors"]), "errors, counted as failures"),
         (f"{p50} ms", f"latency p50; p95 {p95}, p99 {p99}"),
-        (f"{number(control.get('rate_hz'))} Hz", f"control rate, {control.get('overruns', 0)} overruns"),
+        (f"{number(rate.get('rate_hz'))} Hz", f"control rate, {rate.get('overruns', 0)} overruns"),
     ]
     cards = "".join(
         f'<div class="card tile"><b>{escape(value)}</b><span class="soft">{escape(label)}</span></div>'
@@ -95,14 +92,14 @@ def _head(title: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
 def _settings(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """What all rows share, or every value that occurs, of what an episode was run with."""
     for name in ("seed", "policy_seed", "control", "statistics", "weights"):
-        values = {_plain(row[name]) for row in rows if row.get(name) is not None}
+        values = {plain(row[name]) for row in rows if row.get(name) is not None}
         if values:
             yield name.replace("_", " "), ", ".join(sorted(values))
     for name in ("loop", "decode"):
         settings: defaultdict[str, set[str]] = defaultdict(set)
         for row in rows:
             for key, value in (row.get(name) or {}).items():
-                settings[key].add(_plain(value))
+                settings[key].add(plain(value))
         if settings:
             yield f"{name}:", ", ".join(f"{key} {'/'.join(sorted(found))}" for key, found in settings.items())
     timings = [row["timing"] for row in rows if row["timing"].get("host")]
@@ -122,10 +119,7 @@ def _warnings(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     if broken:
         lines.append(f"In {len(broken)} of {len(rows)} episodes the premise of the task was broken.")
     overrides = Counter(
-        f"{name} {_plain(value)}"
-        for row in rows
-        for name, value in row["facts"].items()
-        if "override" in name and value
+        f"{name} {plain(value)}" for row in rows for name, value in row["facts"].items() if "override" in name and value
     )
     lines.extend(f"Override in {count} of {len(rows)} episodes: {text}" for text, count in overrides.items())
     seen = Counter(str(row.get("init_seen")) for row in rows)
@@ -161,47 +155,6 @@ def _tasks(rows: Sequence[Row]) -> str:
     return section("Success per task", table(lines, heads))
 
 
-def _latency(summary: Mapping[str, Any]) -> str:
-    """Success and throughput against delay, of a run with several latencies."""
-    points = summary.get("by_latency")
-    if not points:
-        return ""
-    success, speed, lines = [], [], []
-    for point in points:
-        label, (low, high) = latency_label(point["latency"]), point["ci95"]
-        told = f"{label}: {point['successes']} of {point['episodes']}, 95 % {low:.1%} to {high:.1%}"
-        # Recorded latencies have no number of their own; they lie where their chunks came.
-        x = point["delay"] if isinstance(point["latency"], str) else point["latency"]
-        if x is not None:
-            success.append((1e3 * x, point["success_rate"], (low, high), told))
-            speed.append(
-                (1e3 * x, point["per_minute"] or 0.0, None, f"{label}: {number(point['per_minute'])} a minute")
-            )
-        lines.append(
-            (
-                escape(label),
-                number(None if point["delay"] is None else 1e3 * point["delay"]),
-                f"{point['successes']} / {point['episodes']}",
-                f"{point['success_rate']:.1%}",
-                f'<span class="whole">{low:.1%} to {high:.1%}</span>',
-                number(point["per_minute"]),
-            )
-        )
-    cards = ""
-    if success:
-        cards = "".join(
-            f'<div class="card"><b>{name}</b><div class="soft">{told}</div>{chart}</div>'
-            for name, told, chart in (
-                ("Success", "bars: 95 % Wilson intervals", curve(sorted(success), "latency in ms", 1.0)),
-                ("Throughput", "successes per minute of simulated time", curve(sorted(speed), "latency in ms")),
-            )
-        )
-    heads = ("latency", "#mean delay ms", "#successes", "#rate", "95 % Wilson interval", "#successes a minute")
-    return (
-        f'<h2>Success against latency</h2><div class="charts">{cards}</div>{section("In numbers", table(lines, heads))}'
-    )
-
-
 def _charts(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     latencies = [float(x) for row in rows for x in row["timing"].get("latencies_ms") or () if np.isfinite(x)]
     steps = [float(row["steps"]) for row in rows if row["success"]]
@@ -229,7 +182,7 @@ def _errors(rows: Sequence[Row]) -> str:
     failed = [row for row in rows if row.get("error")]
     # The first few are open: most often all are the same.
     lines = [
-        f"<details{' open' if i < 3 else ''}><summary>{_episode(row)}</summary>"
+        f"<details{' open' if i < 3 else ''}><summary>{episode(row)}</summary>"
         f"<pre>{escape(str(row['error']))}</pre></details>"
         for i, row in enumerate(failed)
     ]
@@ -238,7 +191,7 @@ def _errors(rows: Sequence[Row]) -> str:
 
 def _premises(rows: Sequence[Row]) -> str:
     broken = _broken(rows)
-    lines = [(_episode(row), escape(_facts_but_state(row))) for row in broken]
+    lines = [(episode(row), escape(_facts_but_state(row))) for row in broken]
     return section(f"Broken premises ({len(broken)})", table(lines)) if broken else ""
 
 
@@ -253,10 +206,10 @@ def _strips(rows: Sequence[Row], folder: Path) -> str:
             source = _link(strip)
             if i < _EMBEDDED:
                 source = "data:image/jpeg;base64," + base64.b64encode((folder / strip).read_bytes()).decode("ascii")
-            image = f'<img loading="lazy" src="{source}" alt="film strip of {_episode(row)}">'
+            image = f'<img loading="lazy" src="{source}" alt="film strip of {episode(row)}">'
         link = _link(video)
         figures.append(
-            f'<figure class="card"><figcaption>{_episode(row)} {_result(row)}</figcaption>{image}'
+            f'<figure class="card"><figcaption>{episode(row)} {result(row)}</figcaption>{image}'
             f'<details><summary class="soft">video</summary><video controls preload="none" src="{link}"></video>'
             f'<div><a href="{link}">{escape(str(video))}</a></div></details></figure>'
         )
@@ -268,71 +221,18 @@ def _episodes(rows: Sequence[Row]) -> str:
         (
             str(row["task"]),
             str(row["episode"]),
-            _result(row),
+            result(row),
             str(row["steps"]),
             str(row["plans"]),
             number(row.get("progress")),
-            escape(_plain(row["loop"].get("latency"))),
+            escape(plain(row["loop"].get("latency"))),
             number(row["timing"].get("wall_s")),
-            escape(_plain(row["initial_state"])[:12]),
+            escape(plain(row["initial_state"])[:12]),
         )
         for row in rows
     ]
     heads = ("#task", "#episode", "result", "#steps", "#plans", "#progress", "#latency s", "#wall s", "initial state")
     return section("Episodes", f"<details><summary>all {len(rows)}</summary>{table(lines, heads)}</details>")
-
-
-def _control(rows: Sequence[Row]) -> str:
-    """How the loop went: what a latency, a join or a limit did to the motion."""
-    lines = []
-
-    def tell(what: str, values: Sequence[float | None], unit: str = "") -> None:
-        known = [value for value in values if value is not None]
-        if known:
-            middle, most = (number(float(found)) for found in (np.median(known), max(known)))
-            lines.append((escape(what), f"{middle} {unit}".strip(), f"{most} {unit}".strip(), str(len(known))))
-
-    def delay(row: Row) -> float | None:
-        return None if row.get("delay") is None else 1e3 * row["delay"]
-
-    tell("age of an observation when its chunk came", [delay(row) for row in rows], "ms")
-    for name, what in (("held", "ticks held or stood"), ("late", "chunks later than the policy was told")):
-        tell(what, [row.get(name) for row in rows])
-    for group in sorted({group for row in rows for group in row.get("smoothness") or ()}):
-        for name in ("seam_jump", "seam_velocity_jump", "jerk", "lag"):
-            found = [(row.get("smoothness") or {}).get(group, {}).get(name) for row in rows]
-            tell(f"{group}: {name.replace('_', ' ')}", found, "s" if name == "lag" else "")
-    errors = [(row["timing"].get("period_error_ms") or {}).get("p99") for row in rows]
-    tell("period error, p99 of an episode", errors, "ms")
-    tell("overruns", [row["timing"].get("overruns") for row in rows])
-    broken = Counter[str]()
-    for row in rows:
-        broken.update(row.get("limits") or {})
-    for limit, count in sorted(broken.items()):
-        lines.append((f"limit broken: {escape(limit)}", f"{count} ticks", "", ""))
-    for row in rows:
-        lines.extend(
-            (f"safety, {_episode(row)}", f"{escape(str(what))} at {when:.2f} s", escape(str(why)), "")
-            for when, what, why in row.get("safety") or ()
-        )
-    return section("Control", table(lines, ("", "#median", "#largest", "#episodes"))) if lines else ""
-
-
-def _timelines(rows: Sequence[Row]) -> str:
-    drawn = [row for row in rows if row.get("timeline")][:_TIMELINES]
-    if not drawn:
-        return ""
-    lines = []
-    longest = max(row["steps"] for row in drawn)
-    for row in drawn:
-        marks = [(name, row["timeline"][name]) for name in ("chunks", "held", "seams", "limits")]
-        label = f"task {row['task']} episode {row['episode']}, {escape(_plain(row['loop'].get('latency')))} s"
-        lines.append((f'<span class="whole">{label}</span>', timeline(marks, longest), _result(row)))
-    told = (
-        '<div class="soft">One bar an episode: chunks that came (blue), ticks held or stood (orange), limits broken '
-        "(red), seams (dark).</div>"
-    )
-    return section("Time lines", f"<details><summary>{len(lines)} episodes</summary>{told}{table(lines)}</details>")
 
 
 def _facts(rows: Sequence[Row]) -> str:
@@ -341,7 +241,7 @@ def _facts(rows: Sequence[Row]) -> str:
     for row in rows:
         facts = {"premise": "not checked", **row["facts"], "init_seen": row.get("init_seen")}
         for name, value in facts.items():
-            counted[name][_plain(value)] += 1
+            counted[name][plain(value)] += 1
         for name in ("clamped", "held"):
             counted[f"{name} commands"]["none" if not row.get(name) else "some"] += 1
     counted.pop("initial_state", None)
@@ -362,16 +262,6 @@ def _broken(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["facts"].get("premise", True) is not True]
 
 
-def _episode(row: Row) -> str:
-    return escape(f"task {row['task']} episode {row['episode']}: {row['task_name']}")
-
-
-def _result(row: Row) -> str:
-    if row["success"]:
-        return f'<span class="good">success</span> <span class="soft">after {row["steps"]} steps</span>'
-    return f'<span class="bad">{escape(str(row["reason"]))}</span>'
-
-
 def _counts(values: Counter[str], shown: int = 6) -> str:
     """`true (18), false (2)`; a fact that differs in most episodes is only summed up."""
     if len(values) == 1:
@@ -382,12 +272,8 @@ def _counts(values: Counter[str], shown: int = 6) -> str:
 
 
 def _facts_but_state(row: Row) -> str:
-    return ", ".join(f"{name} {_plain(value)}" for name, value in row["facts"].items() if name != "initial_state")
+    return ", ".join(f"{name} {plain(value)}" for name, value in row["facts"].items() if name != "initial_state")
 
 
 def _link(path: Path) -> str:
     return quote(path.as_posix())
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
