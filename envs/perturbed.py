@@ -197,13 +197,18 @@ class Perturbed:
         """Let a policy drive for `steps` periods or to the end; returns for how many it did."""
         spec, session = self.spec, policy.begin(seed)
         every = policy.spec.executed or policy.spec.horizon
-        cameras = [camera.name for camera in policy.spec.cameras]
+        cameras, offsets = [camera.name for camera in policy.spec.cameras], policy.spec.observation_offsets
+        seen: list[Observation] = []
         for step in range(steps):
-            if step % every == 0:
+            asked = step % every == 0
+            if asked or len(offsets) > 1:
                 observation = self._env.observe(cameras)
-                rows = session.predict([observation]).actions
+                seen.append(observation)
+            if asked:
+                shown = seen[-1:] if len(offsets) == 1 else [seen[max(len(seen) - 1 + one, 0)] for one in offsets]
+                rows, first = session.predict(shown).actions, observation.time
             values = spec.action.clamp(rows[step % every])[0]
-            self._env.apply(Command(values, observation.time + (step % every) * spec.period))
+            self._env.apply(Command(values, first + (step % every) * spec.period))
             if self._env.outcome() is not None:
                 return step + 1
         return steps

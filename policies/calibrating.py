@@ -39,6 +39,8 @@ SCHEDULE = "schedule.json"
 # On how many frames, each of another demonstration if there are so many, a schedule from one is tried.
 HOMOGENEITY = 50
 WARMED = ", warm start"
+# Shares of a full decode's work that differ by so little of themselves count as equal.
+_EQUAL_WORK = 0.1
 USUAL = {"updates": (5, 7, 10, 20), "fewer_steps": (5, 10, 16, 20, 50)}
 # From how many demonstrations a schedule is made, each alone, and tried on all others.
 SOURCES = 3
@@ -103,7 +105,8 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
         "steps": steps, "recorded": len(recorded), "judged": len(rest), "noises": config["noises"],
         "episodes": len(set(episodes.tolist())), "metric": recording.metric, "tolerance": config["tolerance"],
-        "recommendation": best, "cached": cached, "cached_is_good": good,
+        "recommendation": best, "equal_time": _at_equal_time(rows, cached), "rivals": _rivals(rows, cached, schedules),
+        "cached": cached, "cached_is_good": good,
         "guard": {str(first): bound for first, bound in chosen.guard.items()}, "homogeneity": spread, "rows": rows,
     }  # fmt: skip
     write_json(out / "calibration.json", document)
@@ -150,6 +153,8 @@ def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: in
             f"{out / NAMED}: expected none, since it may name the schedule that would be replaced; take name=true to "
             "write both anew, or another out="
         )
+    if config["objective"] not in ("full", "adjacent"):
+        raise ValueError(f"objective: expected full or adjacent, got {config['objective']!r}")
     if config["metric"] not in METRICS:
         raise ValueError(f"metric: expected one of {', '.join(METRICS)}, got {config['metric']!r}")
     if config["name"] and config["out"] is not None:
@@ -158,19 +163,19 @@ def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: in
 
 def _schedules(recording: Recording, costs: Mapping[Block, int], config: Mapping[str, Any]) -> dict[str, Schedule]:
     found = {}
-    full = sum(costs.values())
+    full, last = sum(costs.values()), bool(config["force_last_step"])
     for updates in config["updates"]:
         for method in ("uniform", "unified", "blockwise"):
-            found[f"{method} {updates}"] = schedule(recording, method, updates)
+            found[f"{method} {updates}"] = schedule(recording, method, updates, force_last=last)
         for bubble in config["bubble"]:
-            made = schedule(recording, "bac", updates, bubble)
+            made = schedule(recording, "bac" if config["objective"] == "full" else "adjacent", updates, bubble, last)
             found[f"bac {updates}, {bubble} bubbled"] = made
             # What bubbling adds is work, too: the same work, spent without it.
-            # The last step, which all compute, is not among a schedule's updates.
+            # A last step that all compute is not among a schedule's updates.
             spent = sum(costs[block] * len(at) for block, at in made.blocks.items()) / full
-            equal = min(max(1, round(spent) - 1), recording.steps)
+            equal = min(max(1, round(spent) - last), recording.steps)
             for method in ("uniform", "blockwise"):
-                found.setdefault(f"{method} {equal}", schedule(recording, method, equal))
+                found.setdefault(f"{method} {equal}", schedule(recording, method, equal, force_last=last))
     return found
 
 
@@ -295,10 +300,46 @@ def _guards(figures: Mapping[str, Judgement], ways: Mapping[str, Decode], cached
     return found
 
 
+def _at_equal_time(rows: Sequence[Mapping[str, Any]], cached: str) -> dict[str, Any]:
+    """Of all ways that are no slower than a cached one, that whose chunks are nearest to the recorded ones."""
+    own = next(row for row in rows if row["variant"] == cached)
+    known = [row for row in rows if row["p50_ms"] is not None and row["p50_ms"] <= own["p50_ms"]]
+    best = min(known, key=lambda row: float(row["expert_error"]))
+    kept = ("variant", "p50_ms", "expert_error")
+    return {"cached": {key: own[key] for key in kept}, "nearest": {key: best[key] for key in kept}}
+
+
+def _rivals(rows: Sequence[Mapping[str, Any]], cached: str, schedules: Mapping[str, Schedule]) -> list[dict[str, Any]]:
+    """Other schedules of as many updates, or as much work, as a cached way, with the medians that tell them apart."""
+    own = next(row for row in rows if row["variant"] == cached)
+    found = []
+    for row in rows:
+        made = schedules.get(row["variant"])
+        if made is None or row["variant"] == cached:
+            continue
+        equal = [
+            what
+            for what, same in (
+                ("updates", made.updates == schedules[cached].updates),
+                ("work", abs(row["flops_ratio"] - own["flops_ratio"]) <= _EQUAL_WORK * own["flops_ratio"]),
+            )
+            if same
+        ]
+        if equal and made.method not in ("bac", "adjacent"):
+            medians = {key: row[key] for key in ("expert_error_median", "expert_error_median_interval")}
+            found.append({"variant": row["variant"], "equal": equal, **medians})
+    return found
+
+
 def _homogeneity(policy: VLAPolicy, frames: Sequence[Frame], chosen: Schedule, seed: int) -> dict[str, Any] | None:
     """How schedules from one demonstration do on others, beside their own; None with too few frames."""
     seen = {frame.episode: frame for frame in reversed(frames)}
     tried = list(seen.values())[: HOMOGENEITY + SOURCES]
+    if len(tried) < HOMOGENEITY + SOURCES:
+        _log.warning(
+            "data: frames of %d demonstrations, %d short of what shows whether one's schedule fits others",
+            len(tried), HOMOGENEITY + SOURCES - len(tried),
+        )  # fmt: skip
     if len(tried) <= SOURCES:
         return None
     others, own = homogeneity(policy, tried, SOURCES, chosen, seed)

@@ -34,6 +34,10 @@ class Decoder(Protocol):
     ) -> Tensor: ...
 
 
+# Mean difference of normalised rows below which two places of a chunk hold the same.
+_ALIKE = 1e-6
+
+
 class PlainDecoder:
     """A head's own `decode`."""
 
@@ -208,14 +212,20 @@ class Before:
         return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
 
     def passed(self, time: float, given_1cA: Tensor | None = None) -> int:
-        """Rows that lie between the chunk before and one from `time` on, as `guess` counts them."""
+        """Rows that lie between the chunk before and one from `time` on, as `guess` counts them.
+
+        Where several places of the chunk before hold the given rows alike, as in one that stands still, it is the one
+        that time says.
+        """
         assert self._last is not None
-        rows = self._last[0]
+        rows, by_time = self._last[0], round((time - self._last[1]) / self._period)
         if given_1cA is None or not given_1cA.shape[1]:
-            return round((time - self._last[1]) / self._period)
+            return by_time
         count = given_1cA.shape[1]
         windows = rows.unfold(1, count, 1).transpose(2, 3)
-        return int((windows - given_1cA[:, None].to(rows)).abs().mean((0, 2, 3)).argmin())
+        apart = (windows - given_1cA[:, None].to(rows)).abs().mean((0, 2, 3))
+        alike: list[int] = torch.nonzero(apart <= apart.min() + _ALIKE).flatten().tolist()
+        return min(alike, key=lambda place: abs(place - by_time))
 
     def forget(self) -> None:
         """There is no chunk before."""

@@ -102,6 +102,10 @@ class Decode:
                     known = Decode(**json.loads(path.read_text()))
                 except (TypeError, ValueError) as error:
                     raise ValueError(f"{path}: expected how to decode, got {error}") from error
+            if self.sampler is not None or self.steps is not None:
+                # Whoever says which steps, or how many, means these, from noise on and in full.
+                mode, steps = "exact" if known.mode == "bac" else known.mode, None if self.sampler else known.steps
+                known = replace(known, mode=mode, warm_start=None, schedule=None, refresh=None, steps=steps)
             # Nothing that the plain way can do.
             if self.schedule is not None or self.refresh is not None:
                 known = replace(known, mode="bac")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from policies.checkpoint import pretrained
+from vla_runtime.control.planner import forget
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec
 
@@ -60,6 +61,10 @@ class DeprivedSession:
 
     def __init__(self, policy: Deprived, session: Session):
         self._policy, self._session = policy, session
+
+    def forget(self) -> None:
+        """As the policy's own session does."""
+        forget(self._session)
 
     def predict(
         self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None

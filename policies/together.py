@@ -50,7 +50,8 @@ class Together:
         drawn = [session.noise() for session in sessions]
         noise = {name: torch.cat([one[name] for one in drawn], axis) for name, axis in self._along.items()}
         unit = self._decode(policy.backbone.encode(batch), given, noise, len(sessions))
-        facts = {"together": float(len(sessions))}
+        # Rounds and their like are the pass's, which all share.
+        facts = {"together": float(len(sessions)), **self._decode.facts}
         return [
             policy.chunk(unit[index], observations[-1].time, rows, facts)
             for index, (observations, rows) in enumerate(zip(seen, committed, strict=True))

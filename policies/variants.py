@@ -6,8 +6,9 @@ weights, some keep nothing of the prefix; "plain" is always the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from policies.adapted import Adapted
-from policies.calibration import Recorder, Recording, record, sampler_of, schedule
+from policies.calibration import Recorder, Recording, prefix_similarity, record, sampler_of, schedule
 from policies.decoders import CapturedDecoder, Decoder, MaskedDecoder, PlainDecoder, WarmStart
-from policies.decoding import AUTO, PLAIN, Decode, with_steps
+from policies.decoding import AUTO, PLAIN, Decode, refreshable, with_steps
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
@@ -25,9 +26,13 @@ from policies.judging import Frame
 from policies.pi0 import Pi0, Pi0Context
 from policies.rivals import DiffusersCache, TorchDecoder
 from policies.vla import VLAPolicy
-from vla_runtime.decoding.bac import Schedule, reuse_error, similarity
+from vla_runtime.decoding.bac import Schedule, adaptive, reuse_error, similarity
 from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
 from vla_runtime.decoding.graphs import CapturedSteps
+from vla_runtime.decoding.prefix import RefreshedPrefix
+
+# Where nobody says how many, of fewer steps.
+USUAL_STEPS = (10, 16)
 
 
 @dataclass(slots=True)
@@ -106,7 +111,7 @@ def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], 
         plain.evaluations = _every(plain)
         return [plain, *_denoising(policy, made_from, config, named)]
     if isinstance(head, DiscreteDiffusion):
-        return [plain, *_masked(policy, config)]
+        return [plain, *_masked(policy, made_from, config)]
     if policy.device.type == "cuda" and head.name != "autoregressive":
         decoder = PlainDecoder(head, CapturedSteps(backbone))
         return [plain, Variant("captured", backbone, head, decoder, captured=True)]
@@ -127,7 +132,9 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
     even = schedule(recording, "uniform", updates)
     alone = CachedDecoder(head, backbone, bac)
     found.append(_counted(Variant(f"bac {updates}", backbone, head, alone), alone.cache))
-    for name, made in ((f"uniform {updates} + exact", even), (f"bac {updates} + exact", bac)):
+    apart = schedule(recording, "blockwise", updates)
+    made_how = ((f"uniform {updates} + exact", even), (f"blockwise {updates} + exact", apart))
+    for name, made in (*made_how, (f"bac {updates} + exact", bac)):
         decoder = PreparedDecoder(head, backbone, made)
         assert decoder.cache is not None
         found.append(_counted(Variant(name, backbone, head, decoder), decoder.cache))
@@ -143,25 +150,36 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
         warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
         found.append(_counted(Variant(f"bac {updates}, warm start {share:g} + exact", backbone, head, decoder, warm),
                               decoder.cache))  # fmt: skip
-    for steps in (fewer for fewer in config["fewer_steps"] if fewer < recording.steps):
+    for steps in _fewer(config["fewer_steps"], recording.steps):
         samplers = ("ddim", "dpm") if isinstance(head, Diffusion) else (None,)
         for sampler in samplers:
             name = f"{sampler} {steps} + exact" if sampler else f"{steps} steps + exact"
             found.append(_prepared(name, policy, Decode("exact", sampler=sampler, steps=steps)))
             found[-1].comparable = sampler is None or sampler == recording.sampler
-    for name, cache in (
-        (f"diffusers first-block, {config['first_block']:g}",
-         DiffusersCache(backbone, "first_block", threshold=config["first_block"])),
+    caches = [
+        *((f"diffusers first-block, {one:g}", DiffusersCache(backbone, "first_block", threshold=one))
+          for one in config["first_block"]),
         (f"diffusers TaylorSeer, every {config['taylorseer']}",
          DiffusersCache(backbone, "taylorseer", interval=config["taylorseer"])),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for name, cache in caches:
         found.append(Variant(name, cache, head, PlainDecoder(head, cache), begin=cache.begin))
     if named is not None and (own := AUTO.named(named, head)) != PLAIN:
         found.append(_prepared("as the checkpoint names", policy, own))
     return found
 
 
-def _masked(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:
+def _fewer(asked: Sequence[int] | None, steps: int) -> list[int]:
+    """Numbers of steps that are fewer than a policy's. ValueError for one that is not."""
+    if asked is None:
+        return [fewer for fewer in USUAL_STEPS if fewer < steps]
+    for fewer in asked:
+        if not 1 <= fewer < steps:
+            raise ValueError(f"fewer_steps: expected numbers from 1 to {steps - 1}, got {fewer}")
+    return list(asked)
+
+
+def _masked(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any]) -> list[Variant]:
     backbone: Any = policy.backbone
     found = []
     for rounds in config["rounds"]:
@@ -171,8 +189,33 @@ def _masked(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:
             graphs = MaskedDecoder(head, CapturedSteps(backbone), None)
             found.append(Variant(f"{rounds} rounds, captured", backbone, head, graphs, captured=True))
         again = Recomputed(backbone)
-        found.append(Variant(f"{rounds} rounds, prefix recomputed", again, head, MaskedDecoder(head, again, None)))
-    return found
+        name = f"{rounds} rounds, keys and values of the context recomputed"
+        found.append(Variant(name, again, head, MaskedDecoder(head, again, None)))
+        if rounds > 1:
+            chance = copy.copy(head)
+            chance.decoding = replace(head.decoding, order="random")
+            decoder = MaskedDecoder(chance, backbone, None)
+            found.append(Variant(f"{rounds} rounds, random order", backbone, chance, decoder))
+    sure = with_steps(policy.head, Decode("plain", confident=config["confident"]))
+    name = f"rounds until all are {config['confident']:.0%} sure"
+    found.append(Variant(name, backbone, sure, MaskedDecoder(sure, backbone, None)))
+    return [*found, *_refreshed(policy, made_from)] if refreshable(backbone) else found
+
+
+def _refreshed(policy: VLAPolicy, made_from: Frame) -> list[Variant]:
+    """A prefix that sees the slots, kept between some of the rounds: each, every third, the first, and as chosen by its
+    own similarity, as often as every third.
+    """
+    backbone: Any = policy.backbone
+    head: Any = policy.head
+    rounds = head.decoding.rounds
+    third = tuple(range(0, rounds, 3))
+    chosen = adaptive(prefix_similarity(policy, [made_from.seen]), len(third))
+    plans = {"every round": tuple(range(rounds)), "every third": third, "once": (0,), "by similarity": chosen}
+    return [
+        Variant(f"prefix anew {name}", backbone, head, MaskedDecoder(head, RefreshedPrefix(backbone, plan), None))
+        for name, plan in plans.items()
+    ]
 
 
 def _prepared(name: str, policy: VLAPolicy, decode: Decode) -> Variant:

@@ -79,9 +79,13 @@ def test_rounds_with_the_prefix_kept_and_computed_anew_say_the_same(recorded, tr
     folder = trained("discrete_diffusion", "head.decoding.rounds=2")
     found, _ = benched(f"policy={folder}", f"data={recorded}")
     rows = {row["variant"]: row for row in found["rows"]}
-    assert set(rows) == {"plain", "1 rounds", "1 rounds, prefix recomputed", "2 rounds", "2 rounds, prefix recomputed"}
-    assert rows["2 rounds"]["deviation"] == rows["2 rounds, prefix recomputed"]["deviation"] == 0
-    assert rows["2 rounds, prefix recomputed"]["flops"] > rows["2 rounds"]["flops"] == rows["plain"]["flops"]
+    anew = "keys and values of the context recomputed"
+    assert set(rows) == {
+        "plain", "1 rounds", f"1 rounds, {anew}", "2 rounds", f"2 rounds, {anew}", "2 rounds, random order",
+        "rounds until all are 90% sure",
+    }  # fmt: skip
+    assert rows["2 rounds"]["deviation"] == rows[f"2 rounds, {anew}"]["deviation"] == 0
+    assert rows[f"2 rounds, {anew}"]["flops"] > rows["2 rounds"]["flops"] == rows["plain"]["flops"]
 
 
 def test_one_pass_heads_have_one_row(recorded, trained):

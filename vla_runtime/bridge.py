@@ -111,10 +111,10 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
         _log.info("robot %s: all streams are there", robot.spec.name)
         if not config["arm"]:
             safety.stop(clock.now(), "not armed yet")
+        begun = config["seed"] + episode if seed is None else seed
         header = {
-            "config": without_secrets({key: value for key, value in config.items() if key != "choices"}),
-            "env": env_document(robot.spec), "policy": policy_document(policy.spec), "episode": episode,
-            "facts": dict(facts),
+            "config": without_secrets(config), "env": env_document(robot.spec), "policy": policy_document(policy.spec),
+            "episode": episode, "facts": dict(facts), "seed": begun,
         }  # fmt: skip
         recorder = Recorder(out / "recordings" / f"{episode:06d}.vlarec", header, config["record"]["images"] == "png")
         result, problem = Run(), None
@@ -125,7 +125,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
             teller(tick)
 
         try:
-            session = policy.begin(config["seed"] + episode if seed is None else seed)
+            session = policy.begin(begun)
             settings.play(robot, session, result, 0.0, on_tick=on_tick, safety=safety)
         except _Told:
             problem = "told to stop"

@@ -70,7 +70,8 @@ class DiscreteDiffusion(nn.Module):
         # Pinned tokens are never masked: they come last.
         order = torch.where(free, torch.rand(ids.shape, device=ids.device), torch.full((), 2.0, device=ids.device))
         masked = (order.argsort(1).argsort(1) < count[:, None]) & free
-        logits = self._logits(backbone, backbone.encode(batch), committed, ids, masked)
+        prefix = self.prefix(committed, len(ids)) if self.own_words else None
+        logits = self._logits(backbone, backbone.encode(batch), prefix, ids, masked)
         losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
         weights = masked.float() * free_tokens(actions_BTA, committed, self.tokenizer.influence()).flatten(1)
         return weighted_mean(losses, weights)
@@ -107,19 +108,21 @@ class DiscreteDiffusion(nn.Module):
     ) -> MaskedResult:
         """The tokens, and how the rounds went. late: once it says yes, one pass commits everything left."""
 
+        prefix = self.prefix(committed, batch) if self.own_words else None
+
         def logits_of(ids: Tensor, masked: Tensor) -> Tensor:
-            return self._logits(backbone, context, committed, ids, masked)
+            return self._logits(backbone, context, prefix, ids, masked)
 
         pinned = pinned_tokens(self.tokenizer, committed)
         length, device = self.tokenizer.num_tokens, self.prefix.blank.device
         return decode_masked(logits_of, length, batch, self.decoding, noise, device, pinned, late)
 
-    def _logits(self, backbone: Any, context: Any, committed: Committed | None, ids: Tensor, masked: Tensor) -> Tensor:
-        if not self.own_words:
+    def _logits(self, backbone: Any, context: Any, prefix: Tensor | None, ids: Tensor, masked: Tensor) -> Tensor:
+        if prefix is None:
             words = backbone.action_ids
             known = torch.where(masked, torch.full_like(ids, backbone.config.mask_id), words[ids])
             return backbone.logits(backbone.step(context, backbone.embed(known)), words)  # type: ignore[no-any-return]
         tokens = torch.where(masked, torch.full_like(ids, self.tokenizer.vocab_size), ids)
-        slots = torch.cat([self.prefix(committed, len(ids)), self.embed(tokens) + self.places], dim=1)
+        slots = torch.cat([prefix, self.embed(tokens) + self.places], dim=1)
         hidden = backbone.step(context, slots)
         return self.out(hidden[:, -self.tokenizer.num_tokens :])  # type: ignore[no-any-return]

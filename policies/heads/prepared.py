@@ -129,7 +129,7 @@ class PreparedDecoder:
         if full or gap is None or not gap.numel():
             return
         self.facts["cache_gap"] = float(gap.max())
-        self.full = guard is not None and self.facts["cache_gap"] > guard
+        self.full = guard is not None and not self.facts["cache_gap"] <= guard
         if self.full:
             _log.warning(
                 "cache guard: similarity of reused outputs is %.4f below calibration's, more than %.4f: the next chunk "

@@ -7,7 +7,7 @@ import signal
 
 import numpy as np
 import pytest
-from numbered import Numbered, Recording, fails_to_build, obedient, says_who
+from numbered import Numbered, Recording, fails_to_build, forgetful, obedient, says_who
 
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
@@ -87,3 +87,16 @@ def test_killed_while_the_robot_moves_it_ends_the_run(isolated):
             env, policy.begin(0), policy.spec, SystemClock(), replan=4, max_steps=40, planner=Beside, on_tick=on_tick,
         )  # fmt: skip
     assert 11 <= len(env.applied) <= 30
+
+
+def test_it_forgets_as_it_would_in_this_process(isolated):
+    """The same session goes on: its noise is not drawn again."""
+    _, seen = observation()
+    session = isolated(forgetful).begin(3)
+    said = []
+    for anew in (False, True, False):
+        if anew:
+            session.forget()
+        said.append(session.predict([seen]).facts)
+    assert [one["forgot"] for one in said] == [0, 1, 1]
+    assert [one["asked"] for one in said] == [1, 2, 3]

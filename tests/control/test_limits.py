@@ -136,3 +136,35 @@ def test_velocities_are_speeds_and_range_is_always_kept():
 def test_limits_that_cannot_be_are_refused(groups, level, message):
     with pytest.raises(ValueError, match=message):
         Limits(ARM, PERIOD, groups, level)
+
+
+def test_an_acceleration_ends_at_the_goal_and_does_not_swing_about_it():
+    limits = Limits(ARM, PERIOD, {"position": {"speed": 0.5, "acceleration": 1.0}, "rotation": {"acceleration": 2.0}})
+    limits.begin(ENV, Observation(np.array([0, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    sent = np.array([limits.clamp(command((0.3, 0, 0), (0, 0, 0.5))).values for _ in range(80)], np.float64)
+    assert sent[:, 0].max() <= 0.3 + 1e-6
+    assert sent[-1, 0] == pytest.approx(0.3, abs=1e-6)
+    turns = [axis_angle_from_matrix(matrix_from_rot6d(one[3:9]))[2] for one in sent]
+    assert max(turns) <= 0.5 + 1e-5
+    assert turns[-1] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_behind_a_moving_goal_it_catches_up_and_overshoots_by_its_braking_distance_at_most():
+    limits = Limits(ARM, PERIOD, {"position": {"acceleration": 1.0}})
+    limits.begin(ENV, Observation(np.array([0, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    goals = [min(0.02 * k, 0.8) for k in range(120)]
+    sent = np.array([limits.clamp(command((goal, 0, 0))).values[0] for goal in goals], np.float64)
+    assert abs(sent[35] - goals[35]) < 1e-5, "it never catches up"
+    assert sent.max() <= 0.8 + 0.4**2 / 2 + 0.4 * PERIOD
+    late = sent[-30:]
+    assert np.ptp(late) < 1e-6
+    assert late[-1] == pytest.approx(0.8, abs=1e-6)
+
+
+def test_from_outside_a_workspace_it_comes_back_no_faster_than_it_may():
+    limits = Limits(ARM, PERIOD, {"position": {"speed": 0.2, "low": (-0.5,) * 3, "high": (0.5,) * 3}})
+    limits.begin(ENV, Observation(np.array([0.8, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    sent = [float(limits.clamp(command((0.9, 0, 0))).values[0]) for _ in range(40)]
+    assert sent[0] == pytest.approx(0.79, abs=1e-6)
+    assert all(0.5 - 1e-6 <= b <= a + 1e-6 and a - b <= 0.01 + 1e-6 for a, b in pairwise(sent))
+    assert sent[-1] == pytest.approx(0.5, abs=1e-6)

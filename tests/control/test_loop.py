@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import repeat
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from policies.hold import Hold
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.loop import Run, run
+from vla_runtime.control.planner import Delayed
+from vla_runtime.control.safety import Safety
 from vla_runtime.control.trace import percentiles
 from vla_runtime.types import ActionChunk, Command, Observation, PolicySpec, SpecMismatch
 
@@ -160,3 +164,58 @@ def test_clocks():
 def test_percentiles_of_nothing():
     assert percentiles([]) == {"p50": None, "p95": None, "p99": None}
     assert percentiles([0.001], 1e3) == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
+
+
+class Blip:
+    """Safety that is told something between two ticks. told: what to call before which tick."""
+
+    def __init__(self, told):
+        self.safety, self._told = Safety(), told
+
+    def __call__(self, tick):
+        for call in self._told.get(tick.index + 1, ()):
+            call(self.safety, (tick.index + 1) * 0.05)
+
+
+def stopped(safety, now):
+    safety.stop(now - 0.03, "somebody")
+
+
+def resumed(safety, now):
+    safety.reset(now - 0.01)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "replan", "delay", "told"),
+    [
+        ((-3, 0), 2, 0.0, {}), ((-10, 0), 8, 0.0, {}), ((-10, -1, 0), 4, 0.15, {}), ((-8, -4, 0), 8, 0.3, {}),
+        ((-1, 0), 8, 0.0, {10: (stopped, resumed)}), ((-2, 0), 8, 0.0, {10: (stopped,), 11: (resumed,)}),
+        ((-4, 0), 8, 0.1, {9: (stopped,), 15: (resumed,)}),
+    ],
+)  # fmt: skip
+def test_every_moment_that_is_shown_has_images_and_is_of_this_motion(offsets, replan, delay, told):
+    env, blip = Recording(max_steps=60), Blip(told)
+    env.reset(0, 0, 0)
+    policy = Script(env, horizon=16, offsets=offsets)
+    run(
+        env, policy, policy.spec, VirtualClock(), replan=replan, safety=blip.safety, on_tick=blip,
+        planner=lambda session, wall: Delayed(session, wall, repeat(delay)),
+    )  # fmt: skip
+    anew = max(told, default=0) * 0.05
+    assert len(policy.seen) > 3
+    for seen in policy.seen:
+        assert len(seen) == len(offsets)
+        assert all(len(one.images) == 2 for one in seen)
+        begins = 0.0 if seen[-1].time < anew - 1e-6 else anew
+        wanted = [max(seen[-1].time + offset * 0.05, min(begins, seen[-1].time)) for offset in offsets]
+        # Until as many have been seen since motion began anew, the first of them stands for those before.
+        assert [one.time for one in seen] == pytest.approx(wanted, abs=0.051 if told else 1e-6)
+        assert seen[0].time >= begins - 1e-6
+
+
+def test_the_command_that_could_not_be_executed_is_seen_by_whoever_watches():
+    env, ticks = Recording(), []
+    env.apply = lambda command: (_ for _ in ()).throw(OSError("unplugged"))
+    with pytest.raises(OSError, match="unplugged"):
+        play(env, Script(env), on_tick=ticks.append)
+    assert [tick.index for tick in ticks] == [0]

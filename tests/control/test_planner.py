@@ -16,8 +16,9 @@ from numbered import PERIOD, Numbered, Recording
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside, Delayed, InStep, latencies
+from vla_runtime.control.schedule import ActionSchedule
 from vla_runtime.control.standing import standing
-from vla_runtime.types import ActionSpec, EnvSpec, Group, Observation, StateSpec
+from vla_runtime.types import ActionChunk, ActionSpec, EnvSpec, Group, Observation, StateSpec
 
 
 def played(delays, steps=40, replan=4, prefix=False, period=PERIOD, **sizes):
@@ -282,3 +283,52 @@ def test_a_standing_robot_keeps_its_place_and_its_grip():
     seen = Observation(np.array([0.5], np.float32), {}, "hold", 0.0)
     np.testing.assert_array_equal(standing(spec, seen), np.array([0.5, -1], np.float32))
     np.testing.assert_array_equal(standing(spec, seen, np.array([0.1, 1], np.float32)), np.array([0.5, 1], np.float32))
+
+
+def test_what_was_asked_before_motion_began_anew_is_not_told_to_forget():
+    """Forgetting belongs to the next question, also where the one before has not been taken up yet."""
+    env = Recording()
+    env.reset(0, 0, 0)
+    seen, order, free = env.observe(("overhead", "hand")), [], threading.Event()
+
+    class Session(Numbered):
+        def predict(self, observations, committed=None, deadline=None):
+            free.wait(5)
+            order.append("asked")
+            return super().predict(observations, committed, deadline)
+
+        def forget(self):
+            order.append("forgot")
+
+    planner = Beside(Session(env), SystemClock())
+
+    def answered():
+        deadline = SystemClock().now() + 10
+        while planner.take(0.0) is None:
+            assert SystemClock().now() < deadline
+
+    planner.ask([seen], None)
+    planner.forget()
+    free.set()
+    answered()
+    planner.ask([seen], None)
+    answered()
+    planner.close()
+    assert order == ["asked", "forgot", "asked"]
+
+
+def test_goals_of_rows_alone_are_connected_for_a_faster_controller():
+    """No staircase: between two rows a controller goes straight; at a row's own time it says the row, bit for bit."""
+    group = Group("joints", ("a", "b"), "absolute", "rad", (-3.0, -3.0), (3.0, 3.0))
+    grip = Group("gripper", ("g",), "binary", "", (-1.0,), (1.0,), open=-1.0, close=1.0)
+    schedule = ActionSchedule(ActionSpec((group, grip)), PERIOD / 5)
+    columns = [np.linspace(0, 1, 8), np.linspace(0, -1.5, 8) ** 2, np.sign(np.arange(8) - 3.5)]
+    rows = np.stack(columns, 1).astype(np.float32)
+    schedule.splice(ActionChunk(rows, 0.0, PERIOD, 0.0), 0.0)
+    said = np.stack([schedule.command_at(k * PERIOD / 5).values for k in range(40)])
+    assert np.array_equal(said[::5], rows)
+    for k in range(35):
+        between = rows[k // 5] + (rows[k // 5 + 1] - rows[k // 5]) * (k % 5) / 5
+        np.testing.assert_allclose(said[k, :2], between[:2], atol=1e-6)
+        assert said[k, 2] == rows[k // 5, 2]
+    assert np.array_equal(said[35:], np.repeat(rows[7:], 5, axis=0))

@@ -183,3 +183,17 @@ def test_a_file_that_is_no_schedule_is_refused(tmp_path, change):
         Schedule.load(path)
     with pytest.raises(ValueError, match="expected a caching schedule"):
         Schedule.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"updates": 0}, "updates from 1"), ({"updates": 9}, "updates from 1"), ({"bubble": 7}, "bubble from 0"),
+     ({"metric": "cosines"}, "metric of cosine")],
+)  # fmt: skip
+def test_a_schedule_that_cannot_be_is_refused(change, message):
+    blocks = dict.fromkeys(blocks_of(1), (0, 3))
+    known = {"updates": 2, "bubble": 1, "metric": "cosine"}
+    with pytest.raises(ValueError, match=message):
+        Schedule(
+            blocks=blocks, steps=8, sampler="ddpm", weights=None, method="bac", calibration="", **{**known, **change}
+        )

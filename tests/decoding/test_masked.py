@@ -169,3 +169,21 @@ def test_a_deadline_commits_everything_left_in_one_pass(seed, after):
     ids, masked = full.seen[found.rounds - 1]
     assert torch.equal(found.ids_BL[~masked], ids[~masked])
     assert found.forced_B.tolist() == masked.sum(1).tolist()
+
+
+def test_a_random_order_fills_every_slot_and_knows_nothing_of_certainty():
+    decoding = MaskedDecoding(rounds=4, order="random")
+    noise = draw_noise(decoding, 2, 12, 5, torch.Generator().manual_seed(0))
+    logits = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(1))
+    masks = []
+
+    def logits_of(ids, masked):
+        masks.append(masked)
+        return logits
+
+    found = decode_masked(logits_of, 12, 2, decoding, noise)
+    assert torch.equal(found.ids_BL, logits.argmax(-1))
+    assert [int(one.sum(1)[0]) for one in masks] == [12, *mask_counts(12, 4)[:-1]]
+    sure = decode_masked(logits_of, 12, 2, MaskedDecoding(rounds=4), {})
+    assert torch.equal(sure.ids_BL, found.ids_BL)
+    assert not torch.equal(masks[1], masks[5])

@@ -260,6 +260,20 @@ def test_an_episode_begins_where_a_policy_went_and_the_expert_shows_the_way_back
     assert np.array_equal(play(env, 3)[1], play(again, 3)[1])
 
 
+def test_a_policy_of_several_moments_can_lead():
+    raw = Reach(size=8)
+    lead = Straying(raw)
+    lead.spec, shown = replace(lead.spec, observation_offsets=(-3, 0)), []
+    predict = lead.predict
+    lead.predict = lambda observations: shown.append([one.time for one in observations]) or predict(observations)
+    env = Perturbed(raw, lead, pushes=0, drop=0.0, miss=0.0, lead_steps=30)
+    for episode in range(4):
+        play(env, episode)
+    assert len(shown) > 2
+    for first, newest in shown:
+        assert first == pytest.approx(max(newest - 3 * raw.spec.period, 0.0))
+
+
 def test_a_policy_that_is_done_before_the_episode_begins_leaves_it_as_it_was():
     raw = Reach(size=8)
     env = Perturbed(raw, raw.expert(0), pushes=0, drop=0.0, miss=0.0, lead_steps=5000)

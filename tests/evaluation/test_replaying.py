@@ -95,3 +95,18 @@ def test_why_a_command_was_what_it_was(tmp_path):
     assert "the last tick: time" in why(29)
     with pytest.raises(ValueError, match=r"expected a time from 0.000 to 1.500 s, got 1.5"):
         why(30)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_what_a_stop_between_two_ticks_did_is_decided_again(tmp_path, images):
+    """The images that a question began anew with are there no more; that they were is known."""
+
+    def blip(safety, now):
+        safety.stop(now - 0.03, "somebody")
+        safety.reset(now - 0.01)
+
+    path, _, result = recorded(tmp_path, told={10: blip}, images=images)
+    assert result.plans > 3
+    replay = Replay(Recording(path))
+    assert replay.differences == []
+    assert len(replay.ticks) == 30

@@ -13,7 +13,7 @@ from playing import runner
 
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.decoders import CapturedDecoder, WarmStart, neutral_row
+from policies.decoders import Before, CapturedDecoder, WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode
 from policies.heads.prepared import PreparedDecoder
 from vla_runtime import rollout
@@ -387,3 +387,27 @@ def test_sessions_with_graphs_answer_as_eager_ones(make_policy, tmp_path, observ
     for observation in observations:
         one, other = (session.predict([observation]).actions for session in (eager, captured))
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_a_chunk_that_stands_still_is_passed_as_time_says():
+    """Where given rows are found at several places of the chunk before, the first is not the place."""
+    before = Before(0.05, torch.full((1,), torch.nan))
+    rows = torch.cat([torch.zeros(12), torch.arange(1, 5)]).float()[None, :, None]
+    before.keep(rows, 0.0, "lift")
+    assert before.passed(0.4, rows[:, 8:12]) == 8
+    assert before.guess(0.4, "lift", rows[:, 8:12])[0, 4, 0] == 1
+    # A robot that has held meanwhile is told by the rows, not by time.
+    assert before.passed(0.4, rows[:, 11:14]) == 11
+
+
+def test_steps_that_are_asked_for_are_those_that_are_taken(folder):
+    """A warm start and a schedule that a checkpoint names belong to its own steps."""
+    (folder / "decode.json").write_text(json.dumps({"mode": "exact", "warm_start": 0.2}))
+    assert load_policy(folder).spec.decode["warm_start"] == 0.2
+    for asked in (Decode(sampler="ddim", steps=4), Decode(sampler="ddim")):
+        found = load_policy(folder, decode=asked)
+        assert "warm_start" not in found.spec.decode
+        assert found.spec.decode["steps"] == (asked.steps or 12)
+    (folder / "decode.json").write_text(json.dumps({"mode": "exact", "sampler": "ddim", "steps": 3}))
+    assert load_policy(folder, decode=Decode(sampler="ddpm")).spec.decode["steps"] == 12
+    assert load_policy(folder, decode=Decode(steps=4)).spec.decode["sampler"] == "ddim"

@@ -81,6 +81,8 @@ def test_a_bag_plays_a_robot_again(tmp_path):
     replay = Replay(recording, stage.policy)
     assert replay.decoded > 1
     assert replay.differences == []
+    # So says the command, which has the recording alone.
+    assert (recording.header["seed"], recording.header["config"]["choices"]["transport"]) == (0, "rclpy")
 
 
 def test_a_bag_can_stand_where_the_robot_stood(tmp_path):

@@ -15,11 +15,12 @@ from dataclasses import replace
 import msgpack
 import numpy as np
 import pytest
-from numbered import Numbered, Policy, Recording
+from numbered import Numbered, Policy, Recording, forgetful
 from served import Served, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from policies.deprived import Deprived
 from vla_runtime.messages import observation_document
 from vla_runtime.serving.client import RemoteError, RemotePolicy
 from vla_runtime.serving.protocol import Keys
@@ -124,12 +125,12 @@ class Waiting(Policy):
         self.passes = []
 
     def together(self):
-        def answer(sessions, newest, committed):
-            if any(one.state[0] == 13 for one in newest):
+        def answer(sessions, seen, committed):
+            if any(one[-1].state[0] == 13 for one in seen):
                 raise ValueError("13")
             self.passes.append(len(sessions))
             time.sleep(0.05)  # noqa: TID251
-            return [session.predict([one]) for session, one in zip(sessions, newest, strict=True)]
+            return [session.predict(one) for session, one in zip(sessions, seen, strict=True)]
 
         return answer
 
@@ -196,9 +197,9 @@ def test_waiting_for_others_is_part_of_the_time_there_is(env, seen):
 def test_a_pass_that_goes_wrong_leaves_nobody_waiting(env, seen):
     class Short(Policy):
         def together(self):
-            def answer(sessions, newest, committed):
+            def answer(sessions, seen, committed):
                 time.sleep(0.05)  # noqa: TID251
-                return [session.predict([one]) for session, one in zip(sessions, newest, strict=True)][1:]
+                return [session.predict(one) for session, one in zip(sessions, seen, strict=True)][1:]
 
             return answer
 
@@ -218,6 +219,21 @@ def test_a_batch_needs_a_policy_that_can(env):
         PolicyServer(Policy(env), batch=2)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         PolicyServer(Policy(env), batch=0)
+
+
+def test_a_session_far_away_forgets_as_one_here(env, seen):
+    """Before the next question, and once; also one that is not shown everything."""
+    with serving(forgetful()) as server:
+        policy = RemotePolicy(server.address)
+        session = policy.begin(0)
+        session.forget()
+        assert session.predict([seen]).facts["forgot"] == 1
+        assert session.predict([seen]).facts["forgot"] == 1
+        blind = Deprived(policy, "images").begin(0)
+        blind.predict([seen])
+        blind.forget()
+        assert blind.predict([seen]).facts["forgot"] == 1
+        policy.close()
 
 
 def test_openpis_words_are_understood(env, seen):
@@ -260,7 +276,7 @@ def test_nonsense_is_told_and_the_client_stays(seen):
         openpi(shorter): "expected",
         ours(kind="predict", observations=[]): "send begin first",
         ours(kind="begin", seed=-1): "expected a seed from 0 on",
-        ours(kind="explode"): "expected one of the kinds begin, predict",
+        ours(kind="explode"): "expected one of the kinds begin, forget, predict",
         pack({"vla_runtime": 9, "kind": "begin"}): "expected version 1, got 9",
         msgpack.packb(
             {"x": {b"__ndarray__": True, b"data": b"\0" * 8, b"dtype": "|O8", b"shape": [1]}}

@@ -102,3 +102,19 @@ def says_who(behaviour):
 def fails_to_build():
     """What cannot be made."""
     raise ValueError("expected weights, got none")
+
+
+def forgetful():
+    """One that says how often it was told to forget."""
+
+    def behave(session, seed):
+        predict, told = session.predict, []
+
+        def answer(observations, committed=None, deadline=None):
+            chunk = predict(observations, committed, deadline)
+            return replace(chunk, facts={"forgot": float(len(told)), "asked": float(len(session.asked))})
+
+        session.predict, session.forget = answer, lambda: told.append(None)
+        return session
+
+    return Policy(Recording(), behave)

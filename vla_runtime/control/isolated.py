@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pickle import PicklingError
 from typing import Any
 
+from vla_runtime.control.planner import forget
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec
 
@@ -58,12 +59,9 @@ class Isolated:
             _log.warning("the policy's process %s and is started anew", "still thinks" if self._asked else "has died")
             self.close()
             self._start()
-        return _Session(self, self.renewed(), seed)
-
-    def renewed(self) -> int:
-        """The number of a session that the process is to begin with the next question."""
+        # The process begins it with its first question.
         self._sessions += 1
-        return self._sessions
+        return _Session(self, self._sessions, seed)
 
     def close(self) -> None:
         """End the process, whatever it does."""
@@ -71,14 +69,17 @@ class Isolated:
         self._process.join()
         self._connection.close()
 
-    def ask(self, session: int, seed: int, *question: Any) -> ActionChunk:
-        """The answer of a session of the process, which begins it where it is new. RuntimeError without one."""
+    def ask(self, session: int, seed: int, anew: bool, *question: Any) -> ActionChunk:
+        """The answer of a session of the process, which begins it where it is new. RuntimeError without one.
+
+        anew: let it forget what it said before.
+        """
         if session != self._sessions:
             raise RuntimeError("the policy's process: expected the newest session, got one that is over")
         with self._lock:
             connection, process, self._asked = self._connection, self._process, True
             try:
-                connection.send((session, seed, question))
+                connection.send((session, seed, anew, question))
                 chunk: ActionChunk = self._receive(connection, process)
             except (BrokenPipeError, OSError) as error:
                 raise _dead(process) from error
@@ -119,16 +120,17 @@ def _dead(process: Any) -> RuntimeError:
 
 class _Session:
     def __init__(self, policy: Isolated, number: int, seed: int):
-        self._policy, self._number, self._seed = policy, number, seed
+        self._policy, self._number, self._seed, self._anew = policy, number, seed, False
 
     def predict(
         self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
     ) -> ActionChunk:
-        return self._policy.ask(self._number, self._seed, tuple(observations), committed, deadline)
+        anew, self._anew = self._anew, False
+        return self._policy.ask(self._number, self._seed, anew, tuple(observations), committed, deadline)
 
     def forget(self) -> None:
-        """Begin anew: what was said before counts no more."""
-        self._number = self._policy.renewed()
+        """Motion begins anew: the session in the process is told so before the next question."""
+        self._anew = True
 
 
 def _serve(connection: Connection, build: Callable[..., Policy], arguments: tuple[Any, ...]) -> None:
@@ -143,10 +145,12 @@ def _serve(connection: Connection, build: Callable[..., Policy], arguments: tupl
         connection.send(("ready", policy.spec))
         current, session = 0, None
         while True:
-            number, seed, question = connection.recv()
+            number, seed, anew, question = connection.recv()
             try:
                 if number != current or session is None:
                     current, session = number, policy.begin(seed)
+                if anew:
+                    forget(session)
                 answer = ("answer", session.predict(*question))
             except BaseException as problem:
                 tell(connection, problem)

@@ -145,10 +145,13 @@ class _Watch:
                 )
         self._last: Array | None = None
         self.speed: Array | None = None
+        # The newest goal inside the workspace, and the one that has been sent only in part.
+        self._goal: Array | None = None
+        self._behind: Array | None = None
 
     def begin(self, still: Float) -> None:
         """From rest, at an action that moves nothing."""
-        self._last, self.speed = None, None
+        self._last = self.speed = self._goal = self._behind = None
         self.sent(still)
         self.sent(still)
 
@@ -170,7 +173,9 @@ class _Watch:
         speed = self._speed_to(goal)
         if speed is None:
             return _with(values, self._part, goal), broken
-        wanted = speed
+        # What a limit held back is made up for no faster than it can be braked again where it ends.
+        wanted = speed if self._behind is None else self._braked(goal, self._behind)
+        self._goal = goal
         if self._limits.acceleration is not None and self.speed is not None:
             change = wanted - self.speed
             most = self._limits.acceleration * self._period
@@ -183,13 +188,35 @@ class _Watch:
             wanted = wanted * (fastest / asked)
         if wanted is speed:
             return _with(values, self._part, goal), broken
-        # Braking within the acceleration may lead out of the workspace: a wall is a wall.
+        # Braking within the acceleration may lead out of the workspace: a wall is a wall. Whoever begins outside comes
+        # back as fast as the limits let it, and goes no further out.
+        if self._group.kind == "absolute" and self._group.rotation is None and self._last is not None:
+            low, high = np.minimum(low, self._last), np.maximum(high, self._last)
         return _with(values, self._part, np.clip(self._towards(wanted), low, high)), broken
 
     def sent(self, values: Float) -> None:
         """Remember what was sent."""
-        goal = np.array(values[self._part], np.float64)
-        self.speed, self._last = self._speed_to(goal), goal
+        value = np.array(values[self._part], np.float64)
+        self.speed, self._last = self._speed_to(value), value
+        goal, self._behind = self._goal, None
+        if goal is not None and self._limits.acceleration is not None and self._group.kind == "absolute":
+            self._behind = None if np.allclose(value, goal, rtol=0.0, atol=1e-6) else goal
+
+    def _braked(self, goal: Array, before: Array) -> Array:
+        """The speed with which to follow a goal that was at `before` a period ago and has not been reached.
+
+        The goal's own speed, and towards it no more than what can be braked on the way that is left: at v, braking by a
+        times the period T in every period takes v^2 / 2a + vT / 2.
+        """
+        acceleration, period = self._limits.acceleration, self._period
+        assert acceleration is not None
+        assert self._last is not None
+        left = self._apart(self._last, before)
+        distance = float(np.linalg.norm(left))
+        step = acceleration * period
+        most = float(np.sqrt(step**2 / 4 + 2 * acceleration * distance) - step / 2)
+        towards = left / period if distance <= most * period else left * (most / distance)
+        return self._apart(before, goal) / period + towards
 
     def _speed_to(self, goal: Array) -> Array | None:
         """Units per second that a value asks for; None before anything was sent."""
@@ -197,12 +224,14 @@ class _Watch:
             return goal
         if self._group.kind == "delta":
             return goal / self._period
-        if self._last is None:
-            return None
+        return None if self._last is None else self._apart(self._last, goal) / self._period
+
+    def _apart(self, here: Array, there: Array) -> Array:
+        """From one value to another: a difference, of rotations the axis times the angle."""
         if self._group.rotation is None:
-            return (goal - self._last) / self._period
+            return there - here
         decode, _ = ROTATIONS[self._group.rotation]
-        return np.asarray(ROTATIONS["axis_angle"][1](decode(goal) @ decode(self._last).T)) / self._period
+        return np.asarray(ROTATIONS["axis_angle"][1](decode(there) @ decode(here).T))
 
     def _towards(self, speed: Array) -> Array:
         """The value that asks for a speed."""

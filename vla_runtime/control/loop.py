@@ -126,9 +126,12 @@ def run(
         try:
             for index in range(last_step):
                 tick = loop.tick(index)
-                outcome = loop.act(tick.command)
-                if on_tick is not None:
-                    on_tick(tick)
+                try:
+                    outcome = loop.act(tick.command)
+                finally:
+                    # Also the command that could not be executed.
+                    if on_tick is not None:
+                        on_tick(tick)
                 due = start + (index + 1) * env.spec.period
                 behind = clock.now() - due
                 result.trace.overruns += behind > 0
@@ -179,6 +182,9 @@ class _Loop:
         self._history: deque[Observation] = deque(maxlen=1 - self._offsets[0])
         self._policy_cameras = tuple(camera.name for camera in policy.cameras)
         self._all_cameras = tuple(camera.name for camera in env.spec.cameras)
+        self._newest: Observation | None = None
+        # Ticks from one question to the next.
+        self._replan_ticks = max(1, round(replan * self._per_row))
         self._first = 0.0
         self._next_plan = 0
         # Of the question that is being thought about: when it was asked, how many rows it was given, holds before it.
@@ -240,16 +246,18 @@ class _Loop:
 
     def halt(self) -> None:
         """One last command that keeps the robot where it was seen last; as far as that still can be done."""
-        if self._history and self._result.steps:
-            last = self._history[-1]
+        last = self._newest
+        if last is not None and self._result.steps:
             with suppress(Exception):
                 still = standing(self._env.spec, last, self._result.trace.commands[-1])
                 self._env.apply(Command(still, last.time, held=True))
 
     def _look(self, index: int) -> tuple[Observation, float]:
         cameras: tuple[str, ...] = ()
-        # Whoever thinks may put the next question off, to any tick that earlier images then belong to.
-        may_be_asked = len(self._offsets) > 1 and self._thinking.busy
+        # Whoever thinks may put the next question off, to any tick that earlier images then belong to; and nobody knows
+        # yet when the question after the next comes.
+        reach = -self._offsets[0]
+        may_be_asked = reach > 0 and (self._thinking.busy or reach > self._replan_ticks)
         if may_be_asked or any(index - offset == self._next_plan for offset in self._offsets):
             cameras = self._policy_cameras
         if self._cameras_every is not None and index % self._cameras_every == 0:
@@ -274,6 +282,7 @@ class _Loop:
             raise SpecMismatch(
                 f"observation time: expected {now:.4f} s on the loop's clock, got {observation.time:.4f} s"
             )
+        self._newest = observation
         self._history.append(observation)
         return observation, now
 
@@ -283,13 +292,17 @@ class _Loop:
             return True
         if index == 0:
             self._safety.begin(now)
-        covered = self._schedule.committed(now, 1, self._period) is not None
+        covered = self._schedule.committed([now]) is not None
         # A camera that stands still does not stop the clock of the joints.
         observed = min([observation.time, *observation.image_times.values()])
         allowed = self._safety.check(now, observed, covered)
         # Also where a stop came and went between two ticks.
         if not allowed or self._safety.since != self._since:
-            looked = all(name in observation.images for name in self._policy_cameras)
+            looked = set(self._policy_cameras) <= set(observation.images)
+            # What was seen before belongs to another motion, which may have been a human's.
+            self._history.clear()
+            if allowed and looked:
+                self._history.append(observation)
             self._since, self._next_plan = self._safety.since, index + (not allowed or not looked)
             # On the loop's own time, which lags behind the clock of whoever allowed it by an observation's age.
             self._moves_since = now
@@ -314,7 +327,8 @@ class _Loop:
             rows = min(math.ceil(slowest / self._policy.period - 1e-3), self._policy.max_committed)
             told = self._schedule.told(now, rows, self._policy.period)
             # As they will be sent: every command of every row, after limits.
-            ticks = self._schedule.committed(now, round(told * self._per_row), self._period)
+            count = round(told * self._per_row)
+            ticks = self._schedule.committed(self._first + (index + k) * self._period for k in range(count))
             if ticks is not None:
                 committed = self._limits.ahead(ticks)[:: max(1, round(self._per_row))]
         self._asked_at, self._held_before = now, self._result.trace.held
@@ -325,7 +339,7 @@ class _Loop:
         deadline = self._schedule.left(now) if self._deadline and not self._stands else None
         self._thinking.ask(seen, committed, deadline)
         self._outside += self._wall.now() - began
-        self._next_plan = index + max(1, round(self._replan * self._per_row))
+        self._next_plan = index + self._replan_ticks
         self._waiting = True
         return np.zeros((0, self._env.spec.action.size), np.float32) if committed is None else committed
 

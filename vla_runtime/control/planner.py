@@ -104,7 +104,7 @@ class InStep:
         return chunk
 
     def forget(self) -> None:
-        _forget(self._session)
+        forget(self._session)
 
     def close(self) -> None: ...
 
@@ -139,7 +139,7 @@ class Beside:
 
     def __init__(self, session: Session, wall: Clock, patience: float = 2.0):
         self._session, self._wall, self._patience = session, wall, patience
-        self._question: tuple[Sequence[Observation], Float | None, float | None] | None = None
+        self._question: tuple[tuple[Sequence[Observation], Float | None, float | None], bool] | None = None
         self._answer: ActionChunk | BaseException | None = None
         self._busy = self._closed = self._anew = False
         self._changed = threading.Condition()
@@ -153,7 +153,9 @@ class Beside:
 
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         with self._changed:
-            self._question, self._busy = (observations, committed, deadline), True
+            # What was asked before motion began anew may still be thought about, with what was said before.
+            self._question, self._busy = ((observations, committed, deadline), self._anew), True
+            self._anew = False
             self._changed.notify_all()
 
     def take(self, now: float) -> ActionChunk | None:
@@ -187,13 +189,12 @@ class Beside:
                     self._changed.wait()
                 if self._question is None:
                     return
-                question, self._question = self._question, None
-                anew, self._anew = self._anew, False
+                (question, anew), self._question = self._question, None
             began = self._wall.now()
             answer: ActionChunk | BaseException
             try:
                 if anew:
-                    _forget(self._session)
+                    forget(self._session)
                 answer = self._session.predict(*question)
             except BaseException as problem:
                 answer = problem
@@ -202,8 +203,8 @@ class Beside:
                 self._answer = answer
 
 
-def _forget(session: Session) -> None:
-    """Sessions that remember what they said can be told to forget it; others need not."""
-    forget = getattr(session, "forget", None)
-    if forget is not None:
-        forget()
+def forget(session: Session) -> None:
+    """Motion begins anew: sessions that remember what they said are told to forget it; others need not."""
+    told = getattr(session, "forget", None)
+    if told is not None:
+        told()

@@ -5,11 +5,13 @@ It knows chunks and time; it knows no policy, no environment and no limits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from vla_runtime.control.joins import Join, Live, Newest
+from vla_runtime.control.joins import Join, Live, Newest, Spline
+from vla_runtime.spline import SplineCurve
 from vla_runtime.types import ActionChunk, ActionSpec, Command, Float, SpecMismatch
 
 
@@ -24,6 +26,13 @@ class ActionSchedule:
         self._spec = spec
         self._period = period
         self._join = join or Newest()
+        # Dimensions that are goals a controller may go between; a join that needs the policy's own curves gets none.
+        self._between = tuple(
+            dim
+            for group in spec.groups
+            if group.kind == "absolute" and group.rotation in (None, "rot6d") and not isinstance(join, Spline)
+            for dim in range(*spec.slices[group.name].indices(spec.size))
+        )
         # Chunks that have taken over and do not lie behind, the plan in force last.
         self._live: list[Live] = []
         # What follows it, and from when on, in order of time.
@@ -52,6 +61,8 @@ class ActionSchedule:
         delay = max(0.0, begins - held_since)
         if delay > 0.0:
             chunk = replace(chunk, start=chunk.start + delay)
+        if chunk.curve is None and self._between and chunk.period > self._period * (1 + 1e-6):
+            chunk = self._connected(chunk)
         chunk = self._join.accept(chunk, before, begins)
         (self._next if begins > now and self._live else self._live).append(Live(chunk, begins))
 
@@ -66,14 +77,15 @@ class ActionSchedule:
         """
         return max(most, round((self._next[-1].begins - time) / period) if self._next else 0)
 
-    def committed(self, time: float, most: int, period: float) -> Float | None:
-        """Rows float32 [c, A] that are due at `time` and every `period` seconds after it; None without any.
+    def committed(self, times: Iterable[float]) -> Float | None:
+        """Rows float32 [c, A] that are due at these times, from the next command's on; None without any.
 
-        They end where the plan does: a robot that holds is committed to nothing.
+        They end where the plan does: a robot that holds is committed to nothing. Times are the very numbers at which
+        commands will be asked for: between rows a curve says another value at another time, be it by a rounding error.
         """
         rows: list[Float] = []
-        for index in range(most):
-            row = self._due(time + index * period)
+        for time in times:
+            row = self._due(time)
             if row is None:
                 break
             rows.append(row)
@@ -93,6 +105,17 @@ class ActionSchedule:
             return Command(self._spec.hold(self._last), time, held=True)
         self._last = values
         return Command(values, time)
+
+    def _connected(self, chunk: ActionChunk) -> ActionChunk:
+        """Goals of rows alone, with straight lines between them: a faster controller would jump from row to row.
+
+        Columns of rot6d need not be of length 1: whoever reads them makes a rotation of them.
+        """
+        rows = chunk.actions[:, list(self._between)].astype(np.float64)
+        if len(rows) < 2:
+            return chunk
+        curve = SplineCurve(rows, 1, (len(rows) - 1) * chunk.period)
+        return replace(chunk, curve=curve, curved=self._between)
 
     def _follow(self, time: float) -> None:
         while self._next and self._begun(self._next[0], time):

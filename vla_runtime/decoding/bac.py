@@ -152,6 +152,11 @@ class Schedule:
     guard: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, low, high in (("updates", 1, self.steps), ("bubble", 0, len(self.blocks))):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"schedule: expected {name} from {low} to {high}, got {getattr(self, name)}")
+        if self.metric not in METRICS:
+            raise ValueError(f"schedule: expected a metric of {', '.join(METRICS)}, got {self.metric!r}")
         for block, steps in self.blocks.items():
             if not steps or steps[0] != 0 or list(steps) != sorted(set(steps)) or steps[-1] >= self.steps:
                 raise ValueError(

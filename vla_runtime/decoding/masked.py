@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LogitsOf = Callable[[Tensor, Tensor], Tensor]
-ORDERS = ("released", "confidence", "gap")
+ORDERS = ("released", "confidence", "gap", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,11 @@ class MaskedDecoding:
 
     rounds: T; 1 is one-shot parallel decoding. order: "released" (sample, then rank the samples' probabilities,
     perturbed by Gumbel noise that fades), "confidence" or "gap" (the paper: rank by the highest probability,
-    or by its distance to the second). temperature: of the choices, fading linearly to 0 in the last round; 0 is
-    greedy. remask_threshold: highest eta of the rising threshold below which a committed token is masked
-    again. remask_drop: how far a committed token's confidence may fall before it is. confident: as soon as every
-    masked token's highest probability is at least this, all are committed and no more rounds are made. None: off.
+    or by its distance to the second), or "random", which shows what the others are worth. temperature: of the choices,
+    fading linearly to 0 in the last round; 0 is greedy. remask_threshold: highest eta of the rising threshold below
+    which a committed token is masked again. remask_drop: how far a committed token's confidence may fall before it is.
+    confident: as soon as every masked token's highest probability is at least this, all are committed and no more
+    rounds are made. None: off.
     """
 
     rounds: int = 12
@@ -82,10 +83,11 @@ def draw_noise(
     decoding: MaskedDecoding, batch: int, length: int, vocabulary: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """All randomness of one decode, drawn before its loop: Gumbel noise for the ids and for the ranking."""
-    if decoding.temperature == 0:
-        return {}
     shape = (decoding.rounds, batch, length)
-    return {"ids": _gumbel((*shape, vocabulary), generator), "ranks": _gumbel(shape, generator)}
+    noise = {"ids": _gumbel((*shape, vocabulary), generator)} if decoding.temperature else {}
+    if decoding.temperature or decoding.order == "random":
+        noise["ranks"] = _gumbel(shape, generator)
+    return noise
 
 
 def decode_masked(
@@ -128,7 +130,7 @@ def decode_masked(
         if last:
             fade = 0.0  # also where the last round came early
         tau = decoding.temperature if decoding.order == "released" else decoding.temperature * fade
-        chosen = _choose(probability, tau, noise["ids"][k] if noise else None)
+        chosen = _choose(probability, tau, noise["ids"][k] if "ids" in noise else None)
         chosen = torch.where(sure, probability.argmax(-1), chosen)
         now = probability.gather(-1, chosen[..., None])[..., 0]
         current = probability.gather(-1, ids[..., None])[..., 0]
@@ -142,13 +144,12 @@ def decode_masked(
         again &= ~masked & ~pinned & ~sure
         ids = torch.where(masked, chosen, ids)
         confidence = torch.where(masked, now, confidence)
-        score = (
-            _gap(probability)
-            if decoding.order == "gap"
-            else confidence
-            if decoding.order == "released"
-            else probability.amax(-1)
-        ).log()
+        if decoding.order == "random":
+            score = noise["ranks"][k]
+        elif decoding.order == "gap":
+            score = _gap(probability).log()
+        else:
+            score = (confidence if decoding.order == "released" else probability.amax(-1)).log()
         if noise and decoding.order == "released":
             score = score + decoding.temperature * fade * noise["ranks"][k]
         # What is committed stays, what is to be looked at again goes first; then the least certain.

@@ -14,6 +14,7 @@ from vla_runtime.evaluation.page import document, number, section, table
 
 def page(calibration: Mapping[str, Any], chart: str) -> str:
     """The page of a calibration.json; chart: its plot, as SVG."""
+    cached = str(calibration["cached"])
     title = f"Calibration of {calibration['policy']}"
     said = {key: escape(str(value)) for key, value in calibration.items() if key != "rows"}
     told = (
@@ -46,6 +47,8 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
     )
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=soft>{told}</p>", f'<div class="card">{chart}</div>']
     parts += [section("Every way to decode", table(lines, heads) + note)]
+    if calibration["rivals"]:
+        parts.append(section(f"Beside {escape(cached)}: other schedules", _rivals(calibration)))
     spread = calibration["homogeneity"]
     if spread is not None:
         parts.append(section("One demonstration's schedule on others", _spread(spread)))
@@ -60,12 +63,32 @@ def verdict(calibration: Mapping[str, Any]) -> str:
     if not best.startswith(cached):
         found += f"It beats caching, whose best is {escape(cached)}"
         found += ". " if calibration["cached_is_good"] else ", the nearest: no schedule is within the tolerance. "
+    equal, own = calibration["equal_time"]["nearest"], calibration["equal_time"]["cached"]
+    if equal["variant"] == cached:
+        found += f"In the {number(own['p50_ms'])} ms that {escape(cached)} takes nothing is nearer to recorded chunks. "
+    else:
+        found += (
+            f"In the {number(own['p50_ms'])} ms that {escape(cached)} takes ({own['expert_error']:.4f} from recorded "
+            f"chunks), {escape(equal['variant'])} is nearer ({equal['expert_error']:.4f} in "
+            f"{number(equal['p50_ms'])} ms). "
+        )
     if "warm start" in best:
         found += (
             "Warm starts were judged after one of their own; in the loop many follow each other: let compare tell "
             "what that costs in success."
         )
     return found
+
+
+def _rivals(calibration: Mapping[str, Any]) -> str:
+    own = next(row for row in calibration["rows"] if row["variant"] == calibration["cached"])
+    lines = []
+    for rival in calibration["rivals"]:
+        (low, high), (mine, most) = rival["expert_error_median_interval"], own["expert_error_median_interval"]
+        said = "further" if low > most else "nearer" if high < mine else "no difference shown"
+        median = f"{rival['expert_error_median']:.4f} {_interval((low, high))}"
+        lines.append((escape(rival["variant"]), f"equal {' and '.join(rival['equal'])}", median, said))
+    return table(lines, ("", "", "#from recorded, median", "beside it"))
 
 
 def _spread(spread: Mapping[str, Any]) -> str:

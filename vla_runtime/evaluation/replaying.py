@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vla_runtime.control.loop import Run, Tick
+from vla_runtime.control.planner import forget
 from vla_runtime.control.recorder import Recording
 from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.control.settings import Settings
@@ -32,9 +33,6 @@ class Replay:
     def __init__(self, recording: Recording, session: Session | None = None):
         self._recording = recording
         env, policy = read_env(recording.header["env"]), read_policy(recording.header["policy"])
-        if session is None:
-            # Nobody looks.
-            policy = replace(policy, cameras=())
         if not recording.ticks:
             ended = "nothing" if recording.end is None else recording.end["end"]["error"]
             raise ValueError(f"{recording.path}: expected at least one tick, got none; it ended with: {ended}")
@@ -146,7 +144,12 @@ class _Seen:
 
     def observe(self, cameras: Sequence[str] = ()) -> Observation:
         self.index += 1
-        return self._recording.observation(self.index)
+        seen = self._recording.observation(self.index)
+        if seen.images:
+            return seen
+        # That there were images decides when the next are due; which, nobody asks who takes the answers as they were.
+        known = {camera.name: camera.example() for camera in self.spec.cameras}
+        return replace(seen, images={name: known[name] for name in seen.image_times})
 
     def apply(self, command: Command) -> None: ...
 
@@ -207,9 +210,8 @@ class _Answers:
         return answer
 
     def forget(self) -> None:
-        forget = getattr(self._session, "forget", None)
-        if forget is not None:
-            forget()
+        if self._session is not None:
+            forget(self._session)
 
     def close(self) -> None: ...
 

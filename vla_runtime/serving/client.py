@@ -171,6 +171,11 @@ class _Line:
 class _RemoteSession:
     def __init__(self, policy: RemotePolicy, line: _Line, seed: int):
         self._policy, self._line, self._seed = policy, line, seed
+        self._anew = False
+
+    def forget(self) -> None:
+        """Motion begins anew: the server's session is told so before the next question."""
+        self._anew = True
 
     def predict(
         self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
@@ -180,6 +185,9 @@ class _RemoteSession:
             line.connect()
             if policy.ours:
                 line.exchange({OURS: VERSION, "kind": "begin", "seed": self._seed})
+        if self._anew and policy.ours:
+            line.exchange({OURS: VERSION, "kind": "forget"})
+        self._anew = False
         answer = line.exchange(policy.message(observations, committed, deadline))
         time, period = observations[-1].time, policy.spec.period
         if not policy.ours:

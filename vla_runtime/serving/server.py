@@ -26,13 +26,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from vla_runtime.control.clock import Clock, SystemClock
+from vla_runtime.control.planner import forget
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.messages import chunk_document, read_observation
 from vla_runtime.serving.protocol import OURS, VERSION, Keys, check_kind, metadata, read_openpi
 from vla_runtime.types import ActionChunk, Float, Observation
 from vla_runtime.wire import pack, unpack
 
-_KINDS = ("begin", "predict")
+_KINDS = ("begin", "forget", "predict")
 _log = logging.getLogger(__name__)
 
 
@@ -325,6 +326,11 @@ class _Client:
                 raise ValueError(f"begin: expected a seed from 0 on, got {seed!r}")
             self._session, _ = await self._server.think(self._server.policy.begin, seed)
             return pack({OURS: VERSION, "kind": "begun"})
+        if kind == "forget":
+            if self._session is None:
+                raise ValueError("forget: expected a session, got none; send begin first")
+            await self._server.think(forget, self._session)
+            return pack({OURS: VERSION, "kind": "forgotten"})
         return await self._predict(message, began)
 
     async def _predict(self, message: Mapping[str, Any], began: float) -> bytes:

@@ -54,7 +54,7 @@ def given_rows(batch, counts):
 def schedule(steps, updates, **changes):
     values = {
         "blocks": dict.fromkeys(blocks_of(DEPTH), uniform(steps, updates)), "steps": steps, "sampler": "ddpm",
-        "weights": None, "method": "uniform", "updates": updates, "bubble": 0, "metric": "none", "calibration": "none",
+        "weights": None, "method": "uniform", "updates": updates, "bubble": 0, "metric": "cosine", "calibration": "",
     }  # fmt: skip
     return Schedule(**{**values, **changes})
 
