@@ -8,7 +8,7 @@ import pytest
 from envs.osc_arm import ABSOLUTE, STATE, delta_spec
 from envs.reach import Reach
 from vla_runtime.contract import Contract, differences, require_match
-from vla_runtime.types import CameraSpec, PolicySpec, SpecMismatch
+from vla_runtime.types import ActionSpec, CameraSpec, PolicySpec, SpecMismatch
 
 
 def contract(**changes):
@@ -62,3 +62,16 @@ def test_env_and_policy_state_theirs():
     want = Contract.of(PolicySpec("p", spec.cameras, spec.state, spec.action, spec.period, 8, statistics="x"))
     assert (have.horizon, want.horizon, want.statistics) == (None, 8, "x")
     assert differences(have, want) == []
+
+
+def test_how_fast_a_robot_may_move_is_its_own_affair():
+    quick = ActionSpec(
+        tuple(replace(group, speed=0.5) if group.kind != "binary" else group for group in ABSOLUTE.groups)
+    )
+    robot, policy = contract(action=quick), contract(action=ABSOLUTE)
+    assert differences(robot, policy) == differences(policy, robot) == []
+    assert Contract.read(json.loads(json.dumps(robot.document()))).action.groups[0].speed == 0.5
+    # Whoever states nothing says nothing: what was written before is the same document still.
+    assert "speed" not in policy.document()["action"][0]
+    with pytest.raises(ValueError, match="speed expected more than 0"):
+        replace(ABSOLUTE.groups[0], speed=0.0)

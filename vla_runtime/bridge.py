@@ -16,7 +16,7 @@ import threading
 from datetime import datetime
 from pathlib import Path
 
-from vla_runtime.compose import BadArguments, Config, Result, build, main, select_tasks
+from vla_runtime.compose import BadArguments, Config, Result, build, main, select_tasks, set_single_threaded_blas
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.loop import Run, Tick
@@ -94,6 +94,8 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     _check_policy_side(config, contract)
     values = {**config["policy"], "env": None}
     seed = values.pop("seed", None)
+    # What thinks here leaves a core to the loop.
+    set_single_threaded_blas()
     policy: Policy = build(values)
     safety = Safety(Timeouts(**config["safety"]))
     steps = 10**9 if config["steps"] is None else config["steps"]

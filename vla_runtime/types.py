@@ -116,7 +116,9 @@ class Group:
     kind: for actions one of absolute, delta, velocity, binary; for state groups "measured".
     rotation: None, or one of rot6d (the first two columns of the matrix, column after column),
     axis_angle, quaternion_xyzw. full_scale: SI value that 1.0 stands for, when units are normalised.
-    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values.
+    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values. speed, acceleration: how fast
+    the robot may move the group as a whole, in units (radians for rotations) per second and per second squared; None:
+    nobody says.
     """
 
     name: str
@@ -131,8 +133,14 @@ class Group:
     dead_band: float = 0.0
     open: float | None = None
     close: float | None = None
+    speed: float | None = None
+    acceleration: float | None = None
 
     def __post_init__(self) -> None:
+        for limit in ("speed", "acceleration"):
+            value = getattr(self, limit)
+            if value is not None and not value > 0:
+                raise ValueError(f"group {self.name!r}: {limit} expected more than 0, got {value}")
         if self.kind not in (*ACTION_KINDS, "measured"):
             raise ValueError(
                 f"group {self.name!r}: kind expected one of {ACTION_KINDS} or 'measured', got {self.kind!r}"

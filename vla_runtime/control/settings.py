@@ -73,7 +73,7 @@ class Settings:
             )
         # A policy that is never told of rows can still be drawn to what it said before.
         self._prefix = name in _TOLD and policy.max_committed > 0
-        self._level, self._groups = limits["level"], read_groups(limits["groups"])
+        self._level, self._groups = limits["level"], _with_stated(env.action, read_groups(limits["groups"]))
         self._timeouts = Timeouts(**safety)
         self._join = self._made_join(name, loop.get("continuity", 1))
         self._limits()
@@ -133,6 +133,16 @@ class Settings:
 
     def _bound(self, limit: str) -> dict[str, float]:
         return {name: one[limit] for name, one in self._groups.items() if one.get(limit) is not None}
+
+
+def _with_stated(action: ActionSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Limits that are asked for, and those that the robot's spec states where nobody asks for others."""
+    found = dict(asked)
+    for group in action.groups:
+        stated = {name: getattr(group, name) for name in ("speed", "acceleration") if getattr(group, name) is not None}
+        if stated:
+            found[group.name] = {**stated, **asked.get(group.name, {})}
+    return found
 
 
 def read_groups(wanted: Mapping[str, Any] | str | None) -> dict[str, Any]:
