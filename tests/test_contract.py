@@ -65,9 +65,7 @@ def test_env_and_policy_state_theirs():
 
 
 def test_how_fast_a_robot_may_move_is_its_own_affair():
-    quick = ActionSpec(
-        tuple(replace(group, speed=0.5) if group.kind != "binary" else group for group in ABSOLUTE.groups)
-    )
+    quick = ActionSpec(tuple(replace(group, speed=0.5) for group in ABSOLUTE.groups))
     robot, policy = contract(action=quick), contract(action=ABSOLUTE)
     assert differences(robot, policy) == differences(policy, robot) == []
     assert Contract.read(json.loads(json.dumps(robot.document()))).action.groups[0].speed == 0.5

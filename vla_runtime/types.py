@@ -116,9 +116,9 @@ class Group:
     kind: for actions one of absolute, delta, velocity, binary; for state groups "measured".
     rotation: None, or one of rot6d (the first two columns of the matrix, column after column),
     axis_angle, quaternion_xyzw. full_scale: SI value that 1.0 stands for, when units are normalised.
-    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values. speed, acceleration: how fast
-    the robot may move the group as a whole, in units (radians for rotations) per second and per second squared; None:
-    nobody says.
+    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values. speed, acceleration: how
+    fast the robot may move the group as a whole, in units (radians for rotations) per second and per second squared;
+    None: nobody says.
     """
 
     name: str
