@@ -22,7 +22,10 @@ from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.types import SpecMismatch
 
 ROOT = Path(__file__).parent.parent.parent
-ROWS = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "docs/faults.md").read_text())
+ROWS = [
+    (file, name)
+    for name, file in re.findall(r"\[`(\w+)`\]\(\.\./(tests/\S+\.py)\)", (ROOT / "docs/faults.md").read_text())
+]
 
 
 def test_every_row_names_a_test_that_exists():

@@ -23,5 +23,5 @@ def test_periods_that_are_too_long_or_too_short_are_errors():
     np.testing.assert_allclose(trace.period_errors(0.05), [0.0, 0.01, 0.01], atol=1e-12)
     assert Trace().period_errors(0.05) == []
     assert Trace(held_at=[1, 2, 5], seams=[3]).timeline() == {
-        "held": [[1, 2], [5, 5]], "limits": [], "seams": [[3, 3]], "chunks": [],
+        "held": [[1, 2], [5, 5]], "safety": [], "limits": [], "seams": [[3, 3]], "chunks": [],
     }  # fmt: skip

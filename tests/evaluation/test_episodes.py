@@ -48,6 +48,9 @@ def test_limits_and_safety_are_options_and_what_they_do_is_in_the_row():
     assert (late["success"], late["reason"]) == (False, "stopped")
     ((time, what, why),) = late["safety"]
     assert (time, what) == (2.05, "stopped")
+    assert late["timeline"]["safety"][0][0] == 41
+    assert late["plan_age"] == {"p50": None, "p95": None, "p99": None}
+    assert free["plan_age"]["p50"] == 0.0
     assert why.startswith("plan: expected one within 2.0 s")
 
 

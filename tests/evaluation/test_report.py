@@ -103,7 +103,14 @@ def test_how_the_loop_went_is_told_and_drawn(tmp_path: Path) -> None:
         "smoothness": {"position": {"seam_jump": 0.02, "seam_velocity_jump": 0.4, "jerk": 7.0, "lag": None}},
         "limits": {"position speed": 3},
         "safety": [[1.25, "stopped", "plan: <none> came"]],
-        "timeline": {"held": [[0, 2]], "limits": [[9, 9]], "seams": [[5, 5]], "chunks": [[3, 3], [5, 5]]},
+        "plan_age": {"p50": 0.2, "p95": 0.41, "p99": 0.45},
+        "timeline": {
+            "held": [[0, 2]],
+            "safety": [[7, 8]],
+            "limits": [[9, 9]],
+            "seams": [[5, 5]],
+            "chunks": [[3, 3], [5, 5]],
+        },
     }
     page = write_report(folder(tmp_path, [row(0, 0, **went), row(0, 1)])).read_text()
     assert "Control" in page
@@ -114,7 +121,9 @@ def test_how_the_loop_went_is_told_and_drawn(tmp_path: Path) -> None:
     assert "stopped at 1.25 s" in page
     assert "plan: &lt;none&gt; came" in page
     assert "position: lag" not in page
-    assert page.count('class="held"') == 1
+    assert page.count('class="held"') == page.count('class="safety"') == 1
+    assert "age of the plan, p95" in page
+    assert "410 ms" in page
     assert page.count('class="chunks"') == 2
     assert "held, tick 0 to 2" in page
     assert "limits, tick 9<" in page

@@ -223,6 +223,10 @@ class _Loop:
         trace.held += command.held
         if command.held:
             trace.held_at.append(index)
+        if not allowed:
+            trace.forbidden_at.append(index)
+        if self._schedule.chunk is not None:
+            trace.ages.append(now - self._schedule.chunk.observed)
         if self._limits.broken:
             trace.broken_at.append(index)
         trace.begins.append(self._began)

@@ -16,13 +16,13 @@ class Trace:
     """The record of one episode.
 
     states float32 [S] and commands float32 [A] as applied, one a tick; held: ticks no plan covered, held_at which;
-    broken_at: ticks that broke a limit; arrivals: ticks in which a chunk came; begins: when each tick began, on the
-    machine's clock. latencies and
-    ticks in seconds of wall time, planning excluded from ticks; overruns: ticks that ended after the next was due.
-    waits: seconds from the beginning of the period that asked to the answer, on the machine's clock.
-    delays: seconds from an observation to the tick that had its chunk, on the loop's clock; late: chunks that came
-    after more rows than the policy was told of; seams: ticks whose command came from another chunk than the one
-    before. facts: what each chunk said of how it was decoded.
+    broken_at: ticks that broke a limit; forbidden_at: ticks in which safety let the policy move nothing; ages: seconds
+    since what the plan in force answers was seen, one for each tick that has a plan; arrivals: ticks in which a chunk
+    came; begins: when each tick began, on the machine's clock. latencies and ticks in seconds of wall time, planning
+    excluded from ticks; overruns: ticks that ended after the next was due. waits: seconds from the beginning of the
+    period that asked to the answer, on the machine's clock. delays: seconds from an observation to the tick that had
+    its chunk, on the loop's clock; late: chunks that came after more rows than the policy was told of; seams: ticks
+    whose command came from another chunk than the one before. facts: what each chunk said of how it was decoded.
     """
 
     states: list[Float] = field(default_factory=list)
@@ -30,6 +30,8 @@ class Trace:
     held: int = 0
     held_at: list[int] = field(default_factory=list)
     broken_at: list[int] = field(default_factory=list)
+    forbidden_at: list[int] = field(default_factory=list)
+    ages: list[float] = field(default_factory=list)
     arrivals: list[int] = field(default_factory=list)
     begins: list[float] = field(default_factory=list)
     overruns: int = 0
@@ -42,8 +44,11 @@ class Trace:
     facts: list[Mapping[str, float]] = field(default_factory=list)
 
     def timeline(self) -> dict[str, list[list[int]]]:
-        """Ticks as runs [first, last]: held, limits broken, seams, chunks that came."""
-        kinds = {"held": self.held_at, "limits": self.broken_at, "seams": self.seams, "chunks": self.arrivals}
+        """Ticks as runs [first, last]: held, forbidden by safety, limits broken, seams, chunks that came."""
+        kinds = {
+            "held": self.held_at, "safety": self.forbidden_at, "limits": self.broken_at, "seams": self.seams,
+            "chunks": self.arrivals,
+        }  # fmt: skip
         return {name: runs(ticks) for name, ticks in kinds.items()}
 
     def period_errors(self, period: float) -> list[float]:

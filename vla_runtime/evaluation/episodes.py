@@ -252,6 +252,7 @@ def make_row(
         "held": result.trace.held,
         "late": result.trace.late,
         "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
+        "plan_age": percentiles(result.trace.ages),
         "error": error,
         "facts": {key: value for key, value in initial.items() if key != "initial_state"},
         "smoothness": None,

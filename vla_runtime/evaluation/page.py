@@ -39,6 +39,7 @@ video { width: 100%; max-width: 640px; margin-top: 8px; }
 svg text { fill: var(--soft); font-size: 12px; } svg .track { fill: var(--line); } svg .interval { fill: var(--pale); }
 svg .mark, svg .bar { fill: var(--fill); } svg .seams { fill: var(--text); } svg .limits { fill: var(--bad); }
 svg .held { fill: var(--warn); opacity: .7; } svg .chunks { fill: var(--fill); opacity: .45; }
+svg .safety { fill: #8a5bd6; }
 svg .line { fill: none; stroke: var(--fill); stroke-width: 2; }
 svg .whisker { stroke: var(--fill); stroke-width: 6; opacity: .25; stroke-linecap: round; }
 svg .axis { stroke: var(--soft); stroke-width: 1; opacity: .4; }

@@ -76,14 +76,19 @@ def control(rows: Sequence[Row]) -> str:
         return None if row.get("delay") is None else 1e3 * row["delay"]
 
     tell("age of an observation when its chunk came", [delay(row) for row in rows], "ms")
+    for share in ("p50", "p95"):
+        ages = [(row.get("plan_age") or {}).get(share) for row in rows]
+        told = [None if one is None else 1e3 * one for one in ages]
+        tell(f"age of the plan, {share} of an episode's ticks", told, "ms")
     for name, what in (("held", "ticks held or stood"), ("late", "chunks later than the policy was told")):
         tell(what, [row.get(name) for row in rows])
     for group in sorted({group for row in rows for group in row.get("smoothness") or ()}):
         for name in ("seam_jump", "seam_velocity_jump", "jerk", "lag"):
             found = [(row.get("smoothness") or {}).get(group, {}).get(name) for row in rows]
             tell(f"{group}: {name.replace('_', ' ')}", found, "s" if name == "lag" else "")
-    errors = [(row["timing"].get("period_error_ms") or {}).get("p99") for row in rows]
-    tell("period error, p99 of an episode", errors, "ms")
+    for share in ("p50", "p95", "p99"):
+        errors = [(row["timing"].get("period_error_ms") or {}).get(share) for row in rows]
+        tell(f"period error, {share} of an episode", errors, "ms")
     tell("overruns", [row["timing"].get("overruns") for row in rows])
     broken = Counter[str]()
     for row in rows:
@@ -106,11 +111,11 @@ def timelines(rows: Sequence[Row]) -> str:
     lines = []
     longest = max(row["steps"] for row in drawn)
     for row in drawn:
-        marks = [(name, row["timeline"][name]) for name in ("chunks", "held", "seams", "limits")]
+        marks = [(name, row["timeline"].get(name, [])) for name in ("chunks", "held", "safety", "seams", "limits")]
         label = f"task {row['task']} episode {row['episode']}, {escape(plain(row['loop'].get('latency')))} s"
         lines.append((f'<span class="whole">{label}</span>', timeline(marks, longest), result(row)))
     told = (
-        '<div class="soft">One bar an episode: chunks that came (blue), ticks held or stood (orange), limits broken '
-        "(red), seams (dark).</div>"
+        '<div class="soft">One bar an episode: chunks that came (blue), ticks held or stood (orange), ticks in which '
+        "safety forbade motion (violet), limits broken (red), seams (dark).</div>"
     )
     return section("Time lines", f"<details><summary>{len(lines)} episodes</summary>{told}{table(lines)}</details>")
