@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 from numbered import PERIOD, Numbered, Recording
 
 from vla_runtime.control.clock import SystemClock, VirtualClock
+from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Spline
+from vla_runtime.control.limits import Limits
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside, Delayed, InStep, latencies
+from vla_runtime.control.safety import Safety
 from vla_runtime.control.schedule import ActionSchedule
 from vla_runtime.control.standing import standing
+from vla_runtime.spline import SplineCurve
 from vla_runtime.types import ActionChunk, ActionSpec, EnvSpec, Group, Observation, StateSpec
 
 
@@ -332,3 +336,69 @@ def test_goals_of_rows_alone_are_connected_for_a_faster_controller():
         np.testing.assert_allclose(said[k, :2], between[:2], atol=1e-6)
         assert said[k, 2] == rows[k // 5, 2]
     assert np.array_equal(said[35:], np.repeat(rows[7:], 5, axis=0))
+
+
+class Curved(Numbered):
+    """Random walks inside the range, with the B-spline behind their rows."""
+
+    def __init__(self, env, seed, curves):
+        super().__init__(env, horizon=16)
+        self._random, self._curves = np.random.default_rng(seed), curves
+
+    def predict(self, observations, committed=None, deadline=None):
+        chunk = super().predict(observations, committed, deadline)
+        points = np.clip(np.cumsum(self._random.uniform(-0.2, 0.2, (8, 2)), 0), -1, 1)
+        curve = SplineCurve(points, 4, 15 * PERIOD)
+        rows = curve.at(np.arange(16) * PERIOD).astype(np.float32)
+        if committed is not None:
+            rows[: len(committed)] = committed
+        elif self._curves:
+            return replace(chunk, actions=rows, curve=curve, curved=(0, 1))
+        return replace(chunk, actions=rows)
+
+
+JOINING = {"newest": None, "blend": Blend, "ensemble": Ensemble, "adaptive": Adaptive, "spline": Spline, "prefix": None}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.17, 0.3, 0.5, 1.1]), min_size=1, max_size=8), st.integers(1, 12),
+    st.sampled_from([1, 1, 4]), st.booleans(), st.lists(st.integers(2, 50), max_size=2), st.integers(0, 2**31),
+)  # fmt: skip
+@pytest.mark.parametrize("join", JOINING)
+def test_whatever_the_join_no_tick_is_lost_no_row_comes_back_and_limits_hold(
+    join, delays, replan, faster, limited, stops, seed
+):
+    env = Recording(PERIOD / faster, control="absolute")
+    env.reset(0, 0, 0)
+    policy, safety, ticks = Curved(env, seed, join == "spline"), Safety(), []
+    fast = 2.0
+    limits = Limits(env.spec.action, env.spec.period, {"joints": {"speed": fast}} if limited else None)
+
+    def watch(tick):
+        ticks.append(tick)
+        now = (tick.index + 1) * env.spec.period
+        if tick.index in stops:
+            safety.stop(now, "somebody")
+        elif safety.stopped:
+            safety.reset(now)
+
+    make = JOINING[join]
+    run(
+        env, policy, policy.spec, VirtualClock(), replan=replan, max_steps=60 * faster, safety=safety, on_tick=watch,
+        prefix=join == "prefix", limits=limits, join=None if make is None else make(env.spec.action),
+        planner=lambda session, wall: Delayed(session, wall, chain(delays, repeat(0.1))),
+    )  # fmt: skip
+    assert [round(one.due / env.spec.period) for one in env.applied] == list(range(60 * faster))
+    sent = np.stack([one.values for one in env.applied])
+    assert np.isfinite(sent).all()
+    assert (sent >= env.spec.action.low).all()
+    assert (sent <= env.spec.action.high).all()
+    if limited:
+        assert np.linalg.norm(np.diff(sent, axis=0), axis=1).max() <= fast * env.spec.period * (1 + 1e-4) + 1e-6
+    last = {}
+    for tick in ticks:
+        if tick.plan is not None and not tick.command.held:
+            row = tick.plan.row(tick.now)
+            assert row >= last.get(id(tick.plan), -1)
+            last[id(tick.plan)] = row
