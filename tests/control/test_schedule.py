@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.osc_arm import delta_spec
+from vla_runtime.control.joins import Live
 from vla_runtime.control.schedule import ActionSchedule
 from vla_runtime.types import ActionChunk, ActionSpec, Group, SpecMismatch
 
@@ -20,9 +23,23 @@ def ramp(observed, position, rows=10):
     return ActionChunk((position + 1 + np.arange(rows, dtype=np.float32))[:, None], observed, PERIOD, observed)
 
 
-def largest_step(delays, ticks=80):
+class FromItsFirstRow(ActionSchedule):
+    """What one would write first: a chunk is played from when it comes."""
+
+    def splice(self, chunk, now, until=None):
+        self._live = [Live(replace(chunk, start=now), now)]
+
+
+class ByTheClock(ActionSchedule):
+    """What one would write next: rows are due when they were meant to be, however late the chunk."""
+
+    def splice(self, chunk, now, until=None):
+        self._live = [Live(chunk, now)]
+
+
+def largest_step(delays, ticks=80, kind=ActionSchedule):
     """Observe, think for the next delay, splice, at once observe again; the largest step the robot makes."""
-    schedule, position, steps = ActionSchedule(LINE, PERIOD), 0.0, []
+    schedule, position, steps = kind(LINE, PERIOD), 0.0, []
     delays = [*delays, *delays[-1:]]
     observed, seen = 0.0, 0.0
     arrives = delays.pop(0)
@@ -35,7 +52,7 @@ def largest_step(delays, ticks=80):
         if schedule.chunk is None:
             continue
         goal = float(schedule.command_at(now).values[0])
-        steps.append(goal - position)
+        steps.append(abs(goal - position))
         position = goal
     return max(steps)
 
@@ -46,6 +63,8 @@ def largest_step(delays, ticks=80):
 def test_no_step_is_larger_than_the_motion(delays):
     # A plan observed while another is running starts in the past of what runs, so its rows continue it.
     assert largest_step(delays) <= 1.0 + 1e-6
+    for simpler in (FromItsFirstRow, ByTheClock):
+        assert largest_step(delays, kind=simpler) >= 2
 
 
 def test_start_moves_only_by_the_time_held():
