@@ -49,7 +49,8 @@ def test_every_difference_of_two_robots_is_listed():
     ("control", "changes", "words"),
     [
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "zero")}}, "zeros of an absolute group"),
-        ("velocity", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold")}}, "expected zero or cease"),
+        ("velocity", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold")}}, "expected zero for"),
+        ("velocity", {"action": {"joints": CommandStream("/c", ("a", "b"), "cease")}}, "expected zero for"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a",), "hold")}}, "names: expected 2 different ones"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "a"), "hold")}}, "names: expected 2 different"),
         ("absolute", {"action": {"arm": CommandStream("/c", ("a", "b"), "hold")}}, r"action: expected streams for \["),

@@ -261,9 +261,12 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
 def _gate(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
     gate = GateNode(contract, transport, clock, RobotClock())
     _log.info("gate: %s", ", ".join(sorted(gate.gates)))
-    while not stop.is_set():
-        gate.tick()
-        clock.sleep_until(clock.now() + 1.0 / _WATCHED)
+    try:
+        while not stop.is_set():
+            gate.tick()
+            clock.sleep_until(clock.now() + 1.0 / _WATCHED)
+    finally:
+        gate.stand()
     line = {
         "transport": config["choices"]["transport"], "side": "gate", "ticks": 0, "refused": dict(gate.refused),
         "faults": dict(gate.faults), "health": transport.health(),

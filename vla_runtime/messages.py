@@ -6,7 +6,7 @@ Arrays stay arrays: `vla_runtime.wire` turns them into bytes. What is read is ch
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 
 from vla_runtime.contract import Contract
 from vla_runtime.spline import SplineCurve
-from vla_runtime.types import ActionChunk, EnvSpec, Image, Observation, PolicySpec
+from vla_runtime.types import ActionChunk, CameraSpec, EnvSpec, Image, Observation, PolicySpec
 
 # How an image may travel: as it is, as PNG without loss, or as JPEG, which is smaller and not the same.
 ENCODINGS = ("raw", "png", "jpeg")
@@ -61,10 +61,18 @@ def observation_document(observation: Observation, encoding: str = "raw") -> dic
     }
 
 
-def read_observation(document: Mapping[str, Any]) -> Observation:
-    """The inverse of `observation_document`. ValueError for a document that is none."""
+def read_observation(document: Mapping[str, Any], cameras: Sequence[CameraSpec] | None = None) -> Observation:
+    """The inverse of `observation_document`. ValueError for a document that is none.
+
+    cameras: where given, theirs alone, and pictures of another size are not decoded at all.
+    """
+    shapes = None if cameras is None else {camera.name: camera.shape for camera in cameras}
     try:
-        images = {str(name): decode_image(image) for name, image in document["images"].items()}
+        images = {
+            str(name): decode_image(image, None if shapes is None else shapes[str(name)])
+            for name, image in document["images"].items()
+            if shapes is None or str(name) in shapes
+        }
         given = {name: document[name] for name in ("state", "instruction", "time", "image_times")}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -87,8 +95,8 @@ def encode_image(image: Image, encoding: str) -> Image | dict[str, bytes]:
     return {encoding: buffer.getvalue()}
 
 
-def decode_image(value: Any) -> Image:
-    """The inverse of `encode_image`. ValueError for what is no image."""
+def decode_image(value: Any, shape: tuple[int, int, int] | None = None) -> Image:
+    """The inverse of `encode_image`. ValueError for what is no image, or none of `shape`, where that is given."""
     if isinstance(value, np.ndarray):
         return value
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in ENCODINGS[1:]:
@@ -96,6 +104,10 @@ def decode_image(value: Any) -> Image:
     ((encoding, data),) = value.items()
     try:
         with Pictures.open(io.BytesIO(data), formats=[encoding.upper()]) as picture:
+            # A few bytes can say that they are thousands of pixels: they say so before they become them.
+            if shape is not None and (picture.height, picture.width) != shape[:2]:
+                got = f"{picture.height} x {picture.width}"
+                raise ValueError(f"image: expected {shape[0]} x {shape[1]} pixels, got {got}")
             return np.array(picture.convert("RGB"), np.uint8)
     except (UnidentifiedImageError, OSError, TypeError, SyntaxError, Pictures.DecompressionBombError) as error:
         raise ValueError(f"image: expected a readable {encoding}, got {type(error).__name__}: {error}") from error

@@ -217,8 +217,9 @@ def _stopping(group: Group, command: CommandStream) -> list[str]:
         return [
             f"action {group.name!r}, stop: expected hold or cease, zeros of an absolute group are a place, got zero"
         ]
-    if command.stop == "hold" and moving:
-        return [f"action {group.name!r}, stop: expected zero or cease for a group of kind {group.kind}, got hold"]
+    if command.stop != "zero" and moving:
+        # A controller that hears nothing more may go on with the last velocity it heard.
+        return [f"action {group.name!r}, stop: expected zero for a group of kind {group.kind}, got {command.stop}"]
     return []
 
 

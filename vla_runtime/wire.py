@@ -33,7 +33,7 @@ def unpack(data: bytes) -> Any:
     """What `pack` was given: tuples come back as lists, arrays own their memory. ValueError for anything else."""
     try:
         return msgpack.unpackb(data, object_hook=_decode, strict_map_key=False)
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
+    except (msgpack.UnpackException, ValueError, TypeError, KeyError, SyntaxError, OverflowError) as error:
         raise ValueError(f"message: expected one msgpack value, got {type(error).__name__}: {error}") from error
 
 

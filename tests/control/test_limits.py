@@ -168,3 +168,12 @@ def test_from_outside_a_workspace_it_comes_back_no_faster_than_it_may():
     assert sent[0] == pytest.approx(0.79, abs=1e-6)
     assert all(0.5 - 1e-6 <= b <= a + 1e-6 and a - b <= 0.01 + 1e-6 for a, b in pairwise(sent))
     assert sent[-1] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_at_level_warn_nothing_is_behind():
+    """What was let through is where it was told to be: no alarm for standing there."""
+    limits = Limits(ARM, PERIOD, {"position": {"acceleration": 1.0, "low": (-0.5,) * 3, "high": (0.5,) * 3}}, "warn")
+    limits.begin(ENV, Observation(np.array([0.6, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    for _ in range(20):
+        limits.clamp(command((0.6, 0, 0)))
+    assert limits.events == {"position workspace": 20}

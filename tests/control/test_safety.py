@@ -89,8 +89,19 @@ def test_a_lost_heartbeat_stops_and_must_be_back_before_a_reset():
 
     beats = {tick: (lambda safety, now: safety.beat(now)) for tick in range(1, 11)}
     applied, safety, _ = driven({**beats, 25: reset}, steps=28, timeouts=Timeouts(heartbeat=0.2))
-    assert held(applied) == list(range(15, 25))
+    # Before the first beat has been heard it does not move either.
+    assert held(applied) == [0, *range(15, 25)]
     assert "heartbeat: expected one within 0.2 s" in safety.events[0].reason
+
+
+def test_without_any_heartbeat_nothing_moves_and_no_reset_helps():
+    def reset(safety, now):
+        with pytest.raises(RuntimeError, match="expected a heartbeat"):
+            safety.reset(now)
+
+    applied, safety, _ = driven({12: reset}, steps=20, timeouts=Timeouts(heartbeat=0.2))
+    assert held(applied) == list(range(20))
+    assert safety.stopped.startswith("heartbeat: expected one within 0.2 s, got none for 0.250 s")
 
 
 def test_too_long_without_a_plan_stops():

@@ -193,3 +193,18 @@ def test_old_commands_reach_no_controller():
     node.send(age=0.3)
     assert node.heard() == []
     assert node.node.refused == {"old": 1}
+
+
+@pytest.mark.parametrize(("stop", "told"), [("hold", [0.1, 0.2]), ("cease", None), ("zero", [0.0, 0.0])])
+def test_a_gate_that_is_told_to_end_leaves_no_motion_behind(stop, told):
+    kind = "trajectory_msgs/msg/JointTrajectory" if stop != "zero" else "std_msgs/msg/Float64MultiArray"
+    node = Node(CommandStream("/arm", NAMES, stop, kind))
+    node.node.stand()
+    assert node.heard() == []
+    node.send()
+    node.node.stand()
+    last = node.heard()[1:]
+    assert len(last) == (told is not None)
+    for message in last:
+        values = message.data if stop == "zero" else message.points[0].positions
+        assert values.tolist() == told

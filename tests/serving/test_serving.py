@@ -16,12 +16,13 @@ import msgpack
 import numpy as np
 import pytest
 from numbered import Numbered, Policy, Recording, forgetful
+from PIL import Image
 from served import Served, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from policies.deprived import Deprived
-from vla_runtime.messages import observation_document
+from vla_runtime.messages import encode_image, observation_document, read_observation
 from vla_runtime.serving.client import RemoteError, RemotePolicy
 from vla_runtime.serving.protocol import Keys
 from vla_runtime.serving.server import Access, PolicyServer
@@ -346,12 +347,61 @@ def test_too_many_too_large_and_too_silent_are_turned_away(seen):
         remote.close()
 
 
+def test_a_session_that_is_gone_takes_its_connection_along(seen):
+    """A run has a session an episode; a server has room for so many clients and no more."""
+    with serving(small(), Access(connections=3)) as server:
+        remote = RemotePolicy(server.address)
+        for episode in range(8):
+            # A connection that is closed at one end is gone at the other a little later.
+            deadline = time.monotonic() + 5  # noqa: TID251
+            while "vla_connections 0.0" not in metrics(server):
+                assert time.monotonic() < deadline, "the connection of a session that is gone is still there"  # noqa: TID251
+            assert remote.begin(episode).predict([seen]).actions.shape == (16, 2)
+        kept = [remote.begin(0), remote.begin(1)]
+        for session in kept:
+            session.predict([seen])
+        remote.close()
+        assert not any(session._line.is_open for session in kept)
+
+
+def metrics(server):
+    return urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5).read().decode()
+
+
+def test_after_a_long_silence_the_next_question_is_asked_on_a_new_connection(seen):
+    """As after a takeover of some minutes: the server has hung up, and nothing had been asked."""
+    with serving(small(), Access(idle=0.2)) as server:
+        remote = RemotePolicy(server.address)
+        session = remote.begin(0)
+        session.predict([seen])
+        deadline = time.monotonic() + 5  # noqa: TID251
+        while session._line.is_open:
+            assert time.monotonic() < deadline  # noqa: TID251
+        assert session.predict([seen]).actions.shape == (16, 2)
+        remote.close()
+
+
+def test_pictures_of_another_size_are_not_decoded(seen, monkeypatch):
+    """A few kilobytes may say that they are a hundred million pixels."""
+    huge = encode_image(np.zeros((3000, 3000, 3), np.uint8), "png")
+    document = {**observation_document(seen, "raw"), "images": {**seen.images, "hand": huge, "other": huge}}
+    cameras, decoded = small().spec.cameras, []
+    monkeypatch.setattr(Image.Image, "convert", lambda picture, mode: decoded.append(picture))
+    with pytest.raises(ValueError, match="expected 16 x 16 pixels, got 3000 x 3000"):
+        read_observation(document, cameras)
+    assert not decoded
+    monkeypatch.undo()
+    document["images"]["hand"] = encode_image(seen.images["hand"], "png")
+    assert sorted(read_observation(document, cameras).images) == ["hand", "overhead"]
+
+
 def test_health_and_metrics_are_there_without_a_token(seen):
     with serving(small(), Access(token="s3cret")) as server:
         base = f"http://127.0.0.1:{server.port}"
         assert urllib.request.urlopen(f"{base}/healthz", timeout=5).read() == b"OK\n"
         remote = RemotePolicy(server.address, token="s3cret")
-        remote.begin(0).predict([seen])
+        session = remote.begin(0)
+        session.predict([seen])
         text = urllib.request.urlopen(f"{base}/metrics", timeout=5).read().decode()
         assert 'vla_requests_total{outcome="answered"} 2.0' in text
         assert "vla_connections 1.0" in text

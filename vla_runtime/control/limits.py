@@ -96,7 +96,7 @@ class Limits:
         # Braking within an acceleration may lead beyond the range: a wall is a wall.
         values = self._spec.clamp(values)[0]
         for watch in self._groups:
-            watch.sent(values)
+            watch.sent(values, held_back=self._level != "warn")
         if np.array_equal(values, command.values):
             return command
         self.clamped += 1
@@ -110,7 +110,7 @@ class Limits:
                 watch.begin(still)
 
     def _watched(self, watch: _Watch, values: Float, due: float) -> Float:
-        allowed, broken = watch.allowed(values)
+        allowed, broken = watch.allowed(values, bring_inside=self._level != "warn")
         for limit, asked in broken.items():
             said, most = f"{watch.name} {limit}", watch.bound(limit)
             if self._quiet:
@@ -160,8 +160,11 @@ class _Watch:
             return (self._limits.low, self._limits.high)
         return getattr(self._limits, limit)
 
-    def allowed(self, values: Float) -> tuple[Float, dict[str, float]]:
-        """The nearest that is allowed, and which limits were broken, with what was asked for."""
+    def allowed(self, values: Float, bring_inside: bool = True) -> tuple[Float, dict[str, float]]:
+        """The nearest that is allowed, and which limits were broken, with what was asked for.
+
+        bring_inside: what is outside the workspace goes to its wall, and how fast is judged from there.
+        """
         broken: dict[str, float] = {}
         goal = np.array(values[self._part], np.float64)
         low = -np.inf if self._limits.low is None else np.array(self._limits.low)
@@ -169,7 +172,7 @@ class _Watch:
         inside = np.clip(goal, low, high)
         if not np.array_equal(inside, goal):
             broken["workspace"] = float(np.abs(goal - inside).max())
-            goal = inside
+            goal = inside if bring_inside else goal
         speed = self._speed_to(goal)
         if speed is None:
             return _with(values, self._part, goal), broken
@@ -194,12 +197,12 @@ class _Watch:
             low, high = np.minimum(low, self._last), np.maximum(high, self._last)
         return _with(values, self._part, np.clip(self._towards(wanted), low, high)), broken
 
-    def sent(self, values: Float) -> None:
-        """Remember what was sent."""
+    def sent(self, values: Float, held_back: bool = False) -> None:
+        """Remember what was sent. held_back: what is not its goal is not there yet, and will be."""
         value = np.array(values[self._part], np.float64)
         self.speed, self._last = self._speed_to(value), value
         goal, self._behind = self._goal, None
-        if goal is not None and self._limits.acceleration is not None and self._group.kind == "absolute":
+        if held_back and goal is not None and self._limits.acceleration and self._group.kind == "absolute":
             self._behind = None if np.allclose(value, goal, rtol=0.0, atol=1e-6) else goal
 
     def _braked(self, goal: Array, before: Array) -> Array:

@@ -52,6 +52,7 @@ class Safety:
     _stopped: str | None = None
     _human: bool = False
     _beat: float | None = None
+    _began: float | None = None
     _covered: float | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -63,7 +64,7 @@ class Safety:
     def begin(self, now: float) -> None:
         """A run begins, on its own time: a stop and a human's hand last, what was heard and seen before does not."""
         with self._lock:
-            self.since, self._beat, self._covered = -float("inf"), None, None
+            self.since, self._beat, self._began, self._covered = -float("inf"), None, None, None
 
     @property
     def stopped(self) -> str | None:
@@ -113,20 +114,21 @@ class Safety:
         observed: time of the newest observation; covered: whether a plan says what is due now.
         """
         with self._lock:
-            if self._covered is None or covered or self._human or self._stopped is not None:
+            silent = self.timeouts.heartbeat is not None and self._beat is None
+            if self._covered is None or covered or self._human or self._stopped is not None or silent:
                 self._covered = now
-            if self._beat is None:
-                # The first beat may take as long as any other.
-                self._beat = now
+            if self._began is None:
+                self._began = now
+            # The first beat may take as long as any other; until it has been heard nothing moves.
             late = {
-                "heartbeat": (self._beat, self.timeouts.heartbeat),
+                "heartbeat": (self._began if self._beat is None else self._beat, self.timeouts.heartbeat),
                 "observation": (observed, self.timeouts.observation),
                 "plan": (self._covered, self.timeouts.plan),
             }
             for name, (last, most) in late.items():
                 if self._late(last, now, most):
                     self.stop(now, f"{name}: expected one within {most} s, got none for {now - (last or 0.0):.3f} s")
-            return self._stopped is None and not self._human
+            return self._stopped is None and not self._human and not silent
 
     def _anew(self, now: float, what: str) -> None:
         self.since, self._covered = now, now

@@ -127,6 +127,14 @@ class GateNode:
         """What did not pass, by reason, of all topics."""
         return sum((gate.refused for gate in self.gates.values()), Counter())
 
+    def stand(self) -> None:
+        """Nobody watches from here on: bring to a stand all that has been commanded, as each topic's stop says."""
+        with self._lock:
+            for topic, (values, _) in self._passed.items():
+                stream = self._streams[topic]
+                if stream.stop != "cease" and not self._human:
+                    self._send(topic, stream, values if stream.stop == "hold" else self._zeros[topic])
+
     def tick(self) -> None:
         """The watchdog: bring to a stand what nobody has commanded for too long."""
         with self._lock:

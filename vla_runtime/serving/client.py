@@ -12,9 +12,11 @@ import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
 from vla_runtime.contract import Contract
@@ -57,7 +59,8 @@ class RemotePolicy:
         if not timeout > 0:
             raise ValueError(f"policy.timeout: expected more than 0 seconds, got {timeout}")
         self.address, self.encoding, self._token, self._timeout = address, encoding, token, timeout
-        self._lines: list[_Line] = []
+        # Whoever still has a session keeps its line; a session that is gone takes its line along.
+        self._lines: WeakSet[_Line] = WeakSet()
         line = self._line()
         metadata = line.connect()
         line.drop()
@@ -69,6 +72,10 @@ class RemotePolicy:
                 )
             self._spec = read_policy(metadata["policy"])
         else:
+            if encoding != "raw":
+                raise ValueError(
+                    f"policy.encoding: expected raw for a server that is not ours and takes arrays only, got {encoding}"
+                )
             self._spec = _stock_spec(address, contract)
         self._keys = Keys.of(self._spec, **(keys or {}))
 
@@ -82,7 +89,7 @@ class RemotePolicy:
 
     def close(self) -> None:
         """Close all connections."""
-        for line in self._lines:
+        for line in list(self._lines):
             line.drop()
 
     def message(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None) -> Any:
@@ -96,10 +103,9 @@ class RemotePolicy:
         return {**images, keys.state: newest.state, keys.prompt: newest.instruction}
 
     def _line(self) -> _Line:
-        # Sessions that are over have let go of theirs.
-        self._lines = [line for line in self._lines if line.is_open]
-        self._lines.append(_Line(self.address, self._token, self._timeout))
-        return self._lines[-1]
+        line = _Line(self.address, self._token, self._timeout)
+        self._lines.add(line)
+        return line
 
 
 class _Line:
@@ -110,9 +116,13 @@ class _Line:
         self._connection: ClientConnection | None = None
         self._open = ExitStack()
 
+    def __del__(self) -> None:
+        self.drop()
+
     @property
     def is_open(self) -> bool:
-        return self._connection is not None
+        """Whether the server listens; one that has hung up since (it does so after a long silence) does not."""
+        return self._connection is not None and self._connection.protocol.state is State.OPEN
 
     def connect(self) -> Any:
         """Connect; the server's metadata."""
@@ -182,6 +192,7 @@ class _RemoteSession:
     ) -> ActionChunk:
         policy, line = self._policy, self._line
         if not line.is_open:
+            line.drop()
             line.connect()
             if policy.ours:
                 line.exchange({OURS: VERSION, "kind": "begin", "seed": self._seed})

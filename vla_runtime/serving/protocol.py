@@ -39,7 +39,11 @@ class Keys:
             cameras = dict(zip(names, usual, strict=False))
         if set(cameras) != set(names):
             raise ValueError(f"keys.cameras: expected a key for each of {names}, got {sorted(cameras)}")
-        return cls(dict(cameras), **others)
+        found = cls(dict(cameras), **others)
+        said = [*found.cameras.values(), found.state, found.prompt]
+        if len(set(said)) < len(said):
+            raise ValueError(f"keys: expected a key of its own for everything, got {said}")
+        return found
 
     def document(self) -> dict[str, Any]:
         """Plain values."""
@@ -59,7 +63,8 @@ def read_openpi(message: Mapping[str, Any], spec: PolicySpec, keys: Keys, time: 
             raise SpecMismatch(f"observation: expected {key!r} ({what}), got the keys {sorted(map(str, message))}")
         return message[key]
 
-    images = {name: decode_image(found(key, f"camera {name}")) for name, key in keys.cameras.items()}
+    shapes = {camera.name: camera.shape for camera in spec.cameras}
+    images = {name: decode_image(found(key, f"camera {name}"), shapes[name]) for name, key in keys.cameras.items()}
     for camera in spec.cameras:
         camera.validate(images[camera.name])
     state = np.asarray(found(keys.state, "the state"), np.float32)

@@ -106,6 +106,11 @@ class PolicyServer:
         self._answering: asyncio.Task[None] | None = None
         self._policy, self._access, self._seed = policy, access or Access(), seed
         self._keys = keys or Keys.of(policy.spec)
+        if len(policy.spec.observation_offsets) > 1:
+            _log.warning(
+                "%s sees several moments (%s periods before now), openpi's clients show one: they will be refused",
+                policy.spec.name, list(policy.spec.observation_offsets),
+            )  # fmt: skip
         self._clock = clock or SystemClock()
         self._metadata = pack(metadata(policy.spec, self._keys))
         self._thinking = ThreadPoolExecutor(1, thread_name_prefix="policy")
@@ -128,6 +133,8 @@ class PolicyServer:
         server: Server = await serve(
             self._talk, host, port, process_request=self._admit, max_size=self._access.largest, compression=None,
             ssl=tls, open_timeout=10, close_timeout=2,
+            # Whoever asks again before there is an answer waits where it is.
+            max_queue=1,
         )  # fmt: skip
         async with server:
             ready(server.sockets[0].getsockname()[1])
@@ -220,8 +227,8 @@ class PolicyServer:
         """A session's chunk and the seconds it took, alone or with those that wait, too."""
         latest = None if deadline is None else self._clock.now() + deadline
         asked = _Asked(session, seen, committed, latest, asyncio.get_running_loop().create_future())
-        # With a deadline alone: a pass of several takes as long as its slowest.
-        if self._together is None or latest is not None:
+        # Whoever can be brief is asked alone where there is a deadline: a pass of several takes as long as its slowest.
+        if self._together is None or (latest is not None and "rounds" in self._policy.spec.decode):
             found: tuple[ActionChunk, float] = await self.think(asked.alone, self._clock)
             return found
         self._asked.append(asked)
@@ -340,7 +347,9 @@ class _Client:
         seen = message.get("observations")
         if not isinstance(seen, list) or not seen:
             raise ValueError("predict: expected a list of observations, oldest first, got none")
-        observations = [read_observation(one) for one in seen]
+        # Beside the loop that listens to everybody: pictures take their time.
+        cameras = self._server.policy.spec.cameras
+        observations = await asyncio.to_thread(lambda: [read_observation(one, cameras) for one in seen])
         committed, deadline = message.get("committed"), message.get("deadline")
         if committed is not None and not isinstance(committed, np.ndarray):
             raise ValueError(f"predict: expected committed rows as an array, got {type(committed).__name__}")
@@ -351,7 +360,7 @@ class _Client:
         return pack({**answer, "server_timing": self._timing(seconds, began)})
 
     async def _openpi(self, message: Mapping[str, Any], began: float) -> bytes:
-        observation = self._server.read_openpi(message, 0.0)
+        observation = await asyncio.to_thread(self._server.read_openpi, message, 0.0)
         chunk, seconds = await self._server.predict(self._server.fresh, [observation], None, None)
         facts = {name: float(value) for name, value in chunk.facts.items()}
         # Every array with the rows first: chunk brokers cut all of them alike.
