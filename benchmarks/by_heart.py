@@ -96,6 +96,8 @@ def main():
         )
     options = backbones(words(out / "words"))
     rows = []
+    # Tiny ones take small steps to much the same place.
+    longer = ["learning_rate=0.003", "steps=1200"]
     for backbone, heads in (("nano", HEADS), *((name, list(HEADS)[:2]) for name in ("florence2", "prismatic"))):
         for head in heads:
             folder = out / f"{backbone}_{head}"
@@ -105,6 +107,7 @@ def main():
                 line = command(
                     "finetune", f"data={data}", "control=absolute", "overfit=8", *options[backbone], f"head={head}",
                     "learning_rate=0.001", "warmup=20", "ema=0.95", "validate_every=100", *HEADS[head],
+                    *([] if backbone == "nano" else longer),
                     f"{place}={folder}",
                 )  # fmt: skip
                 run = command(
