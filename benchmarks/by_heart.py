@@ -25,11 +25,11 @@ from vla_runtime.machine import hardware
 HERE = Path(__file__).parent
 LIMIT = 0.02
 # Those that learn one noise at a time see each chunk with several at once.
-TOKENS = ["tokenizer=bspline", "steps=300", "batch_size=8"]
-ROWS = ["tokenizer=none", "steps=400", "batch_size=8"]
+TOKENS = ["tokenizer=bspline", "steps=600", "batch_size=8"]
+ROWS = ["tokenizer=none", "steps=1000", "batch_size=8"]
 NOISE = ["tokenizer=none", "steps=1000", "batch_size=32", "precision=bf16"]
 HEADS = {
-    "beast": TOKENS, "discrete_diffusion": [*TOKENS, "steps=600"], "autoregressive": TOKENS,
+    "beast": TOKENS, "discrete_diffusion": TOKENS, "autoregressive": TOKENS,
     "diffusion": [*NOISE, "head.denoising.predicts=velocity"], "flow": NOISE, "regression": ROWS,
 }  # fmt: skip
 VISION = {
