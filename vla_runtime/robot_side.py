@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from vla_runtime.types import ROTATIONS, ActionSpec, CameraSpec, Group, SpecMismatch, StateSpec
 
 IMAGES = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image")
@@ -61,16 +63,17 @@ class StateStream:
     """One group of the state, from a message that names its values.
 
     names: those of the group's dimensions in the message, in the order of `dims`, wherever they stand in it. field:
-    which of the message's lists. scale, offset: contract value = scale * theirs + offset. rotation: how the robot says
-    a rotation, None for as the contract does. max_age: seconds after which it is stale.
+    which of the message's lists. scale, offset: contract value = scale * theirs + offset, one number for all or one for
+    each name. rotation: how the robot says a rotation, None for as the contract does. max_age: seconds after which it
+    is stale.
     """
 
     topic: str
     names: tuple[str, ...]
     type: str = STATES[0]
     field: str = "position"
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    offset: float | tuple[float, ...] = 0.0
     rotation: str | None = None
     max_age: float = 0.2
     reliable: bool = False
@@ -89,8 +92,8 @@ class CommandStream:
     names: tuple[str, ...]
     stop: str
     type: str = TRAJECTORY
-    scale: float = 1.0
-    offset: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    offset: float | tuple[float, ...] = 0.0
     rotation: str | None = None
     reliable: bool = True
     depth: int = 1
@@ -235,8 +238,12 @@ def _conversion(what: str, group: Group, stream: StateStream | CommandStream) ->
             found.append(f"{what}: expected scale 1 and offset 0 where a rotation is converted")
     if len(stream.names) != size or len(set(stream.names)) != len(stream.names):
         found.append(f"{what}, names: expected {size} different ones, got {list(stream.names)}")
-    if not stream.scale:
-        found.append(f"{what}, scale: expected another number than 0")
+    for key in ("scale", "offset"):
+        value = getattr(stream, key)
+        if isinstance(value, tuple) and len(value) != len(stream.names):
+            found.append(f"{what}, {key}: expected one number or {len(stream.names)}, got {list(value)}")
+    if not np.all(stream.scale):
+        found.append(f"{what}, scale: expected other numbers than 0, got {stream.scale}")
     if stream.type in (TWIST, TWIST_STAMPED) and not set(stream.names) <= set(_TWIST_NAMES):
         found.append(f"{what}, names: expected among {', '.join(_TWIST_NAMES)}, got {list(stream.names)}")
     return found
@@ -293,6 +300,8 @@ def _made(kind: Any, values: Any, what: str) -> Any:
 def _fits(value: Any, kind: str) -> bool:
     if kind.endswith(" | None"):
         return value is None or _fits(value, kind.removesuffix(" | None"))
+    if kind == "float | tuple[float, ...]":
+        return _fits(value, "float") or (isinstance(value, tuple) and all(_fits(one, "float") for one in value))
     if kind == "tuple[str, ...]":
         return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
     if kind == "float":

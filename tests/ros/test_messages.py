@@ -190,3 +190,11 @@ def test_bytes_of_strangers_are_refused_or_read(data):
             decode(kind, data)
         except SpecMismatch:
             continue
+
+
+def test_a_joint_that_turns_the_other_way_is_declared_alone():
+    group = Group("joints", ("a", "b", "c"), "absolute", "rad", (-3.0,) * 3, (3.0,) * 3)
+    stream = CommandStream("/c", ("j1", "j2", "j3"), "hold", scale=(1.0, -1.0, 0.5), offset=(0.0, 0.1, 0.0))
+    told = theirs([0.2, 0.3, 0.4], stream, group)
+    assert told == pytest.approx({"j1": 0.2, "j2": -0.2, "j3": 0.8})
+    np.testing.assert_allclose(ours(told, stream, group), [0.2, 0.3, 0.4])

@@ -168,7 +168,9 @@ def theirs(values: ArrayLike, stream: StateStream | CommandStream, group: Group)
     found = np.asarray(values, np.float64)
     if stream.rotation is not None and stream.rotation != group.rotation:
         found = _turned(found, str(group.rotation), stream.rotation)
-    return dict(zip(stream.names, ((found - stream.offset) / stream.scale).tolist(), strict=True))
+    return dict(
+        zip(stream.names, ((found - np.asarray(stream.offset)) / np.asarray(stream.scale)).tolist(), strict=True)
+    )
 
 
 def trajectory(values: Mapping[str, float], moving: bool, time: float, frame: str, ahead: float) -> Any:
@@ -235,7 +237,8 @@ def _named(names: Sequence[str], numbers: Any, wanted: Sequence[str], topic: str
 def _ours(values: Array, stream: StateStream | CommandStream, group: Group) -> Array:
     if stream.rotation is not None and stream.rotation != group.rotation:
         return _turned(values, stream.rotation, str(group.rotation))
-    return values * stream.scale + stream.offset
+    found: Array = values * np.asarray(stream.scale) + np.asarray(stream.offset)
+    return found
 
 
 def _turned(values: Array, have: str, want: str) -> Array:
