@@ -58,7 +58,7 @@ def test_every_difference_of_two_robots_is_listed():
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "float")}}, "stop: expected one of hold"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", "x/msg/Y")}}, "type: expected one"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", scale=0.0)}}, "numbers than 0"),
-        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", scale=(1.0, 0.0))}}, "numbers than 0"),
+        ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", scale=(1.0, 0.0))}}, "than 0"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", offset=(1.0,))}}, "one number or 2"),
         ("absolute", {"action": {"joints": CommandStream("/c", ("a", "b"), "hold", "geometry_msgs/msg/Twist")}},
          "names: expected among linear.x"),
