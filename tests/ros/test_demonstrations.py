@@ -92,8 +92,26 @@ def test_episodes_end_where_the_outcome_is_said(tmp_path):
     assert [first.facts["success"], second.facts["success"]] == [False, True]
     assert [first.facts["instruction"], second.facts["instruction"]] == ["first", "second"]
     assert first.facts["reset"]["takeovers"] == []
-    assert second.facts["reset"]["takeovers"][0] == pytest.approx([1001.6, 1001.8], abs=0.02)
+    # Seconds from the episode's own first row on.
+    assert second.facts["reset"]["takeovers"][0] == pytest.approx([0.1, 0.3], abs=0.03)
     assert second.columns["observation.state"][0, 0] == 0
+
+
+def test_a_hand_that_stays_is_marked_in_every_episode_it_is_in(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    for step in range(20):
+        bag.tick(1000 + step * 0.05, step)
+    bag.say("/vla/takeover", BOOL, flag(True), 1000.7)
+    bag.end(1001.0)
+    for step in range(20):
+        bag.tick(1001.5 + step * 0.05, step)
+    bag.end(1002.5)
+    first, second = read(bag, tmp_path)
+    ((begins, ends),) = first.facts["reset"]["takeovers"]
+    assert begins == pytest.approx(0.7, abs=0.06)
+    assert ends == pytest.approx(first.length * 0.05)
+    # Nobody said that it had gone.
+    assert second.facts["reset"]["takeovers"] == [[0.0, pytest.approx(second.length * 0.05)]]
 
 
 def test_a_camera_that_falls_silent_ends_the_episodes_use(tmp_path, caplog):

@@ -65,7 +65,7 @@ def demonstrations(path: Path, contract: Contract, instruction: str | None) -> I
             raise ValueError(
                 "instruction: expected what the robot was to do, got none in the bag or on the command line"
             )
-        marks = [[start, stop] for start, stop in humans if begins < start < end]
+        marks = [[start, stop] for start, stop in humans if start < end and stop > begins]
         facts = {
             "success": success, "reason": reason, "task": 0, "instruction": words, "attempt": number, "seed": 0,
             "begin_seed": 0, "initial_state": f"{path.name}:{number}", "trimmed": 0, "reset": {"takeovers": marks},
@@ -145,6 +145,10 @@ def _episode(
         if not broken_off:
             rows[-1]["action"][place] = group.close
     facts["steps"] = len(rows)
+    # Seconds from the first row on, of this episode alone; a hand that was still there when the bag ended stayed.
+    whole = len(rows) * period
+    inside = [[max(one - start, 0.0), min(other - start, whole)] for one, other in facts["reset"]["takeovers"]]
+    facts["reset"]["takeovers"] = [[round(one, 6), round(other, 6)] for one, other in inside if one < other]
     columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return Episode(facts, columns, images, np.array(shown, np.int64))
 
@@ -204,6 +208,8 @@ def _read(
             refused += 1
             if refused == 1:
                 _log.warning("%s: left out: %s", path, error)
+    if taken is not None:
+        humans.append((taken, np.inf))
     wanted = [f"camera {name}" for name in side.cameras] + [f"state {name}" for name in side.state]
     wanted += [f"action {topic}" for topic, _ in actions.values()]
     if missing := [name for name in wanted if not lines[name].times]:
