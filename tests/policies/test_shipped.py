@@ -66,6 +66,17 @@ def test_on_lift_it_lifts(name):
     assert sum(row["success"] for row in rows) >= 3, [row["reason"] for row in rows]
 
 
+@pytest.mark.usefixtures("needs_sim")
+def test_it_grasps_a_cube_that_moves():
+    """It sees how fast the cube goes, and meets it although its chunks come late."""
+    play = runner("env=lift_moving", "policy=nano_lift_moving_beast", "loop=async", "loop.join=prefix", "seed=4")
+    rows = [play(Job(0, episode, 0.1)) for episode in range(4)]
+    play.close()
+    assert play.facts["common"]["env"] == "lift_moving"
+    assert not any(row["init_seen"] for row in rows)
+    assert sum(row["success"] for row in rows) >= 2, [row["reason"] for row in rows]
+
+
 @pytest.mark.usefixtures("needs_libero")
 @pytest.mark.parametrize(
     ("name", "episodes"), [("nano_libero_object_beast", 2), ("nano_libero_object_discrete_diffusion", 1)]
