@@ -185,8 +185,8 @@ class RosbridgeTransport:
                 raise ConnectionError("closed by the server")
             except (ConnectionClosed, OSError, InvalidHandshake, TimeoutError) as error:
                 self._lost(connection, error)
-            if connection is None:
-                self._closed.wait(_AGAIN_S)
+            # After a loss, too: at once, a server that takes connections and reads nothing would never be noticed.
+            self._closed.wait(_AGAIN_S)
 
     def _lost(self, connection: ClientConnection | None, error: Exception) -> None:
         if connection is None or self._closed.is_set():
