@@ -209,7 +209,7 @@ def decoder_for(
         return lambda: PlainDecoder(head, _captured(backbone, decode)), facts
     if not isinstance(head, Diffusion | Flow):
         raise ValueError(f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain")
-    if not hasattr(backbone, "timed"):
+    if not hasattr(backbone, "prepared"):
         raise ValueError(f"decode={decode.mode}: expected backbone nano, got {backbone.name}; take decode=plain")
     schedule = None
     if decode.mode == "bac":

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -33,65 +32,6 @@ class Context:
     memory: Sequence[KeyValue]
     past: tuple[KeyValue, ...] = ()
     hidden_BLD: Tensor | None = None
-
-
-class TimedContext:
-    """A context with one more memory token, which is another at every step: the embedded denoising time.
-
-    times: keys and values [K, H, 1, D / H] of the K tokens, one pair a layer, from `ActionDecoder.remember_times`.
-    Buffers are made once; `begin` fills in an observation, `at` names the step whose token a layer gets when it asks.
-    """
-
-    def __init__(self, times: tuple[KeyValue, ...]):
-        self._memory = _TimedMemory(times)
-        self._context = Context(self._memory)
-
-    def begin(self, context: Context) -> None:
-        """Take over what an observation's context holds."""
-        self._memory.fill(context.memory)
-
-    def at(self, step: int) -> Context:
-        """The context of a step; that of the step before is this one, too."""
-        self._memory.step = step
-        return self._context
-
-
-class _TimedMemory(Sequence[KeyValue]):
-    """Keys and values of all layers. A layer's token is written when the layer is asked for: one that is not run
-    costs nothing.
-    """
-
-    def __init__(self, times: tuple[KeyValue, ...]):
-        self._times = times
-        self._kept: list[KeyValue] = []
-        # Where the last token of each buffer lies; slicing anew in every step costs more than the copy.
-        self._last: list[KeyValue] = []
-        self.step = 0
-
-    def __len__(self) -> int:
-        return len(self._times)
-
-    def __getitem__(self, layer: Any) -> Any:
-        for last, tokens in zip(self._last[layer], self._times[layer], strict=True):
-            last.copy_(tokens[self.step])
-        return self._kept[layer]
-
-    def fill(self, memory: Sequence[KeyValue]) -> None:
-        """Take over an observation's keys and values."""
-        old = self._kept[0][0].shape if self._kept else ()
-        new = memory[0][0].shape
-        if old != (*new[:2], new[2] + 1, new[3]):
-            # Filled with the token of the first step, so that shape, type and device are right.
-            self._kept = [
-                (torch.cat([one[0], key[:1].expand(new[0], -1, -1, -1)], 2),
-                 torch.cat([one[1], value[:1].expand(new[0], -1, -1, -1)], 2))
-                for one, (key, value) in zip(memory, self._times, strict=True)
-            ]  # fmt: skip
-            self._last = [(key[:, :, -1:], value[:, :, -1:]) for key, value in self._kept]
-            return
-        for mine, theirs in zip(self._kept, memory, strict=True):
-            for buffer, values in zip(mine, theirs, strict=True):
-                buffer[:, :, :-1] = values
 
 
 class Attention(nn.Module):
@@ -245,7 +185,11 @@ class ActionDecoder(nn.Module):
         block = 0
         for index, layer in enumerate(self._layers()):
             for branch in (attend_self, attend_context, feed):
-                compute = partial(branch, layer, index, slots)
-                slots = slots + (compute() if cache is None else cache.branch(block, compute))
+                if cache is None:
+                    slots = slots + branch(layer, index, slots)
+                elif cache.reuses(block):
+                    slots = slots + cache.kept(block)
+                else:
+                    slots = slots + cache.branch(block, partial(branch, layer, index, slots))
                 block += 1
         return self.norm(slots), kept

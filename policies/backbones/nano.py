@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward, TimedContext
+from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward
+from policies.backbones.prepared_steps import PreparedSteps
 from policies.batch import Batch
 from policies.images import resize, to_unit
 from vla_runtime.decoding.bac import Block
@@ -119,9 +120,9 @@ class Nano(nn.Module):
         """Hidden states [B, L, D] aligned with the slots; any number of times per context."""
         return self.decoder.step(context, slots_BLD, mask_LL, cond_BD)
 
-    def timed(self, cond_KD: Tensor) -> TimedContext:
-        """Room for contexts with the k-th of these tokens as one more memory token at step k."""
-        return TimedContext(self.decoder.remember_times(cond_KD))
+    def prepared(self, cond_KD: Tensor, cache: FeatureCache | None = None) -> PreparedSteps:
+        """Steps with all of them computed beforehand that can be: the k-th with the k-th of these tokens as cond."""
+        return PreparedSteps(self.decoder, cond_KD, cache)
 
     def blocks(self) -> tuple[Block, ...]:
         """The residual branches of the decoder, in the order in which they run."""

@@ -19,7 +19,7 @@ from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.slots import keep_committed
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import StepTable, denoise_exact, step_table
-from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+from vla_runtime.decoding.feature_cache import FeatureCache
 from vla_runtime.decoding.guidance import Guide, mixed_in
 
 # Of how many updates the similarity is watched, about: each costs a fifth of a branch.
@@ -44,18 +44,15 @@ class PreparedDecoder:
         else:
             times = torch.arange(head.steps, device=device) / head.steps
         self._steps = len(times)
-        self.cache: FeatureCache | None = None
-        self._cached: CachedSteps | None = None
+        self.cache = None if schedule is None else self._planned(schedule)
         self._guard = {} if schedule is None else schedule.guard
         # Whether the guard wants the next chunk decoded in full.
         self.full = False
-        if schedule is not None:
-            self._cached = CachedSteps(backbone, self._planned(schedule))
-            self.cache = self._cached.cache
         with torch.no_grad():
-            cond = head.network.time(head.network.waves(times))
-            self._timed = backbone.timed(cond)
+            self._prepared = backbone.prepared(head.network.time(head.network.waves(times)), self.cache)
+        # Those of the given rows and of the chunk's, and of the latter alone.
         self._slots: Tensor | None = None
+        self._rows: Tensor | None = None
         self.facts: dict[str, float] = {}
 
     @property
@@ -137,23 +134,20 @@ class PreparedDecoder:
             )  # fmt: skip
 
     def _begin(self, context: Any, committed: Committed | None, batch: int, first: int) -> None:
-        if self._cached is not None:
-            self._cached.begin(first, self.full)
-        self._timed.begin(context)
+        self._prepared.begin(context, first, self.full)
         prefix = self._network.prefix(committed, batch)
         rows = self._network.rows
         if self._slots is None or len(self._slots) != batch:
             self._slots = torch.cat([prefix, prefix.new_zeros(batch, rows, prefix.shape[2])], dim=1)
+            self._rows = self._slots[:, -rows:]
         else:
             self._slots[:, :-rows] = prefix
 
     def _predict(self, sample: Tensor, k: int) -> Tensor:
-        slots, rows = self._slots, self._network.rows
+        slots, network = self._slots, self._network
         assert slots is not None
-        torch.add(self._network.embed(sample.to(slots.dtype)), self._network.places, out=slots[:, -rows:])
-        steps = self._backbone if self._cached is None else self._cached
-        hidden = steps.step(self._timed.at(k), slots)
-        return self._network.out(hidden[:, -rows:]).to(sample.dtype)  # type: ignore[no-any-return]
+        torch.add(network.embed(sample.to(slots.dtype)), network.places, out=self._rows)
+        return network.out(self._prepared.step(k, slots, network.rows)).to(sample.dtype)  # type: ignore[no-any-return]
 
     def _planned(self, schedule: Schedule) -> FeatureCache:
         if not hasattr(self._backbone, "blocks"):

@@ -213,6 +213,22 @@ def test_every_moment_that_is_shown_has_images_and_is_of_this_motion(offsets, re
         assert seen[0].time >= begins - 1e-6
 
 
+def test_no_images_are_asked_for_that_no_question_can_use():
+    def looked(delay):
+        env = Recording(max_steps=33)
+        env.reset(0, 0, 0)
+        policy = Script(env, horizon=16, offsets=(-8, -4, 0))
+        run(
+            env, policy, policy.spec, VirtualClock(), replan=8,
+            planner=lambda session, wall: Delayed(session, wall, repeat(delay)),
+        )  # fmt: skip
+        return [index for index, cameras in enumerate(env.asked) if cameras]
+
+    assert looked(0.3) == looked(0.4) == list(range(0, 33, 4))
+    # An answer that comes after its turn puts the next question off; nobody knows what will be needed.
+    assert looked(0.45) == list(range(33))
+
+
 def test_the_command_that_could_not_be_executed_is_seen_by_whoever_watches():
     env, ticks = Recording(), []
     env.apply = lambda command: (_ for _ in ()).throw(OSError("unplugged"))

@@ -258,10 +258,10 @@ class _Loop:
 
     def _look(self, index: int) -> tuple[Observation, float]:
         cameras: tuple[str, ...] = ()
-        # Whoever thinks may put the next question off, to any tick that earlier images then belong to; and nobody knows
-        # yet when the question after the next comes.
+        # Whoever thinks for longer puts the next question off, to any tick that earlier images then belong to; and
+        # nobody knows yet when the question after the next comes.
         reach = -self._offsets[0]
-        may_be_asked = reach > 0 and (self._thinking.busy or reach > self._replan_ticks)
+        may_be_asked = reach > 0 and (self._puts_off() or reach > self._replan_ticks)
         if may_be_asked or any(index - offset == self._next_plan for offset in self._offsets):
             cameras = self._policy_cameras
         if self._cameras_every is not None and index % self._cameras_every == 0:
@@ -289,6 +289,14 @@ class _Loop:
         self._newest = observation
         self._history.append(observation)
         return observation, now
+
+    def _puts_off(self) -> bool:
+        """Whether the answer that is thought about may come only after the next question is due."""
+        if not self._thinking.busy:
+            return False
+        ready = self._thinking.ready
+        # A robot that stands meanwhile counts its rows from the answer on.
+        return self._stands or ready is None or ready > self._first + self._next_plan * self._period + 1e-6
 
     def _safe(self, index: int, now: float, observation: Observation) -> bool:
         """Whether the policy may move the robot; where that has changed, nothing of before is used."""

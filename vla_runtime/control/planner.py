@@ -64,6 +64,10 @@ class Planner(Protocol):
     def busy(self) -> bool:
         """Whether an answer is still to be taken."""
 
+    @property
+    def ready(self) -> float | None:
+        """The time, on the loop's clock, at which that answer will be there; None where nobody knows."""
+
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         """Begin to think about observations, oldest first.
 
@@ -94,6 +98,10 @@ class InStep:
     def busy(self) -> bool:
         return self._chunk is not None
 
+    @property
+    def ready(self) -> float | None:
+        return None
+
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         began = self._wall.now()
         self._chunk = self._session.predict(observations, committed)
@@ -119,6 +127,10 @@ class Delayed(InStep):
         super().__init__(session, wall)
         self._delays = delays
         self._ready = 0.0
+
+    @property
+    def ready(self) -> float | None:
+        return self._ready
 
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         super().ask(observations, committed)
@@ -150,6 +162,10 @@ class Beside:
     @property
     def busy(self) -> bool:
         return self._busy
+
+    @property
+    def ready(self) -> float | None:
+        return None
 
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         with self._changed:

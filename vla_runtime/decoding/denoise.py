@@ -124,19 +124,19 @@ class StepTable:
 
     def step(self, k: int, sample: Tensor, answer: Tensor, last: Tensor | None, noise: Tensor | None) -> Step:
         """The next sample, and the guess of the clean one."""
-        guess = torch.add(sample * self.sample_in[k], answer, alpha=self.answer_in[k])
+        guess = (sample * self.sample_in[k]).add_(answer, alpha=self.answer_in[k])
         if self.clip:
-            guess = guess.clamp(-1, 1)
+            guess.clamp_(-1, 1)
         # Without a guess before it a multistep update is one of first order: both shares go to this guess.
         clean = self.clean[k] if last is not None else self.clean[k] + self.before[k]
-        found = torch.add(sample * self.kept[k], guess, alpha=clean)
+        found = (sample * self.kept[k]).add_(guess, alpha=clean)
         if self.before[k] and last is not None:
-            found = torch.add(found, last, alpha=self.before[k])
+            found.add_(last, alpha=self.before[k])
         if self.answer[k]:
-            found = torch.add(found, answer, alpha=self.answer[k])
+            found.add_(answer, alpha=self.answer[k])
         if self.noise[k]:
             assert noise is not None
-            found = torch.add(found, noise, alpha=self.noise[k])
+            found.add_(noise, alpha=self.noise[k])
         return found, guess
 
 

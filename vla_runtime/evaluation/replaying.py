@@ -188,6 +188,12 @@ class _Answers:
     def busy(self) -> bool:
         return self._thinks
 
+    @property
+    def ready(self) -> float | None:
+        # Images that were not asked for, since it was known when the answer would be there, are not there.
+        later = self._recording.ticks[self._taken + 1 :]
+        return next((float(tick["now"]) for tick in later if tick["answer"] is not None), None)
+
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         self._thinks, self._again = True, None
         if self._session is not None:
