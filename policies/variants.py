@@ -121,25 +121,27 @@ def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], 
 def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], named: Path | None) -> list[Variant]:
     head: Any = policy.head
     backbone: Any = policy.backbone
-    updates, bubble = config["updates"], config["bubble"]
+    updates, bubbles = config["updates"], config["bubble"]
     recording = record(policy, [made_from.seen], config["seed"])
     if not 1 <= updates <= recording.steps:
         raise ValueError(f"updates: expected 1 to {recording.steps} (all steps), got {updates}")
     torchs = TorchDecoder(backbone)
     found = [Variant("torch nn.TransformerDecoder", torchs, head, PlainDecoder(head, torchs))]
     found.append(_prepared("exact savings", policy, Decode("exact")))
-    bac = schedule(recording, "bac", updates, bubble)
+    each = {f"bac {updates}, {bubble} bubbled": schedule(recording, "bac", updates, bubble) for bubble in bubbles}
+    if not each:
+        raise ValueError("bubble: expected at least one number of blocks, got none")
+    last, bac = list(each.items())[-1]
     even = schedule(recording, "uniform", updates)
     alone = CachedDecoder(head, backbone, bac)
-    found.append(_counted(Variant(f"bac {updates}", backbone, head, alone), alone.cache))
+    found.append(_counted(Variant(last, backbone, head, alone), alone.cache))
     apart = schedule(recording, "blockwise", updates)
-    made_how = ((f"uniform {updates} + exact", even), (f"blockwise {updates} + exact", apart))
-    for name, made in (*made_how, (f"bac {updates} + exact", bac)):
+    for name, made in {f"uniform {updates}": even, f"blockwise {updates}": apart, **each}.items():
         decoder = PreparedDecoder(head, backbone, made)
         assert decoder.cache is not None
-        found.append(_counted(Variant(name, backbone, head, decoder), decoder.cache))
+        found.append(_counted(Variant(f"{name} + exact", backbone, head, decoder), decoder.cache))
     if policy.device.type == "cuda":
-        for name, plan in (("exact savings, captured", None), (f"bac {updates} + exact, captured", bac)):
+        for name, plan in (("exact savings, captured", None), (f"{last} + exact, captured", bac)):
             graphs = CapturedDecoder(PreparedDecoder(head, backbone, plan))
             found.append(Variant(name, backbone, head, graphs, captured=True))
     share = config["warm_start"]
@@ -148,7 +150,7 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
         decoder = PreparedDecoder(head, backbone, bac)
         assert decoder.cache is not None
         warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
-        found.append(_counted(Variant(f"bac {updates}, warm start {share:g} + exact", backbone, head, decoder, warm),
+        found.append(_counted(Variant(f"{last}, warm start {share:g} + exact", backbone, head, decoder, warm),
                               decoder.cache))  # fmt: skip
     for steps in _fewer(config["fewer_steps"], recording.steps):
         samplers = ("ddim", "dpm") if isinstance(head, Diffusion) else (None,)
@@ -322,7 +324,7 @@ def pi0_variants(model: Pi0, head: Pi0Head, seen: Mapping[str, Tensor], config: 
     library = Pi0Library(model, steps)
     found = [plain_variant("plain", steps), Variant("transformers' sample_actions", library, head, library)]
     for updates in sorted({max(1, steps // 2), max(1, steps // 4)}, reverse=True):
-        for method, bubble in (("uniform", 0), ("bac", config["bubble"])):
+        for method, bubble in (("uniform", 0), ("bac", config["bubble"][-1])):
             made = schedule(recording, method, updates, bubble)
             plan = [{blocks.index(block) for block in made.updated(k)} for k in range(steps)]
             cache = FeatureCache(plan, len(blocks))
