@@ -239,6 +239,35 @@ def test_what_would_be_too_fast_is_executed_more_slowly():
         assert np.argmax(joined.actions[:, 3] > 0) == pytest.approx(8 * joined.curve.duration / 0.75, abs=1)
 
 
+def test_a_chunk_is_executed_faster_as_far_as_limits_allow():
+    way = np.linspace(0, 1, 8)[:, None] * np.array([0.3, 0, 0])
+    old, new = curved(0 * way), curved(way)
+    usual = Spline(ARM).accept(new, old, 0.0)
+    fastest = np.linalg.norm(usual.curve.derivative().points, axis=1).max()
+    for allowed, least, most in ((10 * fastest, 0.5, 0.5), (1.4 * fastest, 0.55, 0.95), (fastest / 2, 1.5, 3)):
+        joined = Spline(ARM, 1, {"position": allowed}, pace=2.0).accept(new, old, 0.0)
+        assert least - 1e-9 <= joined.curve.duration / usual.curve.duration <= most + 1e-9
+        assert np.linalg.norm(joined.curve.derivative().points, axis=1).max() <= allowed * (1 + 1e-9)
+        np.testing.assert_allclose(joined.curve.at(joined.curve.duration)[0], [0.3, 0, 0], atol=0.02)
+        assert np.argmax(joined.actions[:, 3] > 0) == pytest.approx(8 * joined.curve.duration / 0.75, abs=1)
+    # What has passed meanwhile has passed faster, too.
+    late = Spline(ARM, 1, {"position": 10 * fastest}, pace=2.0).accept(new, None, 0.2)
+    np.testing.assert_allclose(late.curve.at(0.0), new.curve.at(0.4), atol=1e-9)
+
+
+def test_a_chunk_that_begins_too_fast_is_refused_and_the_plan_goes_on(caplog):
+    way = np.linspace(0, 1, 8)[:, None] * np.array([0.3, 0, 0])
+    old, new = curved(way), curved(-way, 0.2)
+    schedule, alone = ActionSchedule(ARM, 0.05, Spline(ARM)), ActionSchedule(ARM, 0.05, Spline(ARM))
+    for one in (schedule, alone):
+        assert one.splice(old, 0.0)
+    schedule._join = Spline(ARM, 1, {"position": 0.1})
+    assert not schedule.splice(new, 0.3)
+    assert "refused" in caplog.text
+    for tick in range(6, 16):
+        assert np.array_equal(schedule.command_at(tick * 0.05).values, alone.command_at(tick * 0.05).values)
+
+
 def test_what_a_spline_cannot_join_is_refused():
     rows = ActionChunk(np.zeros((16, 4), np.float32), 0.0, 0.05, 0.0)
     with pytest.raises(SpecMismatch, match="expected a chunk with a curve, got rows alone"):
@@ -247,6 +276,10 @@ def test_what_a_spline_cannot_join_is_refused():
         Spline(FLAT)
     with pytest.raises(ValueError, match="expected 0, 1 or 2, got 3"):
         Spline(ARM, 3)
+    with pytest.raises(ValueError, match=r"loop\.pace: expected at least 1"):
+        Spline(ARM, pace=0.5)
+    with pytest.raises(ValueError, match=r"loop\.pace=2: expected a largest speed"):
+        Spline(ARM, pace=2.0)
     few = curved(np.zeros((6, 3)))
     with pytest.raises(ValueError, match="at least 4 free control points, got 6 less the 3"):
         Spline(ARM, 2).accept(few, few, 0.3)

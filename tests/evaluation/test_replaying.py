@@ -9,6 +9,7 @@ import pytest
 from numbered import PERIOD
 from recorded import LIMITS, recorded
 
+from vla_runtime.control import recorder
 from vla_runtime.control.recorder import Recording
 from vla_runtime.evaluation.replaying import Replay, explain
 from vla_runtime.messages import read_env
@@ -110,3 +111,38 @@ def test_what_a_stop_between_two_ticks_did_is_decided_again(tmp_path, images):
     replay = Replay(Recording(path))
     assert replay.differences == []
     assert len(replay.ticks) == 30
+
+
+def test_images_that_a_crash_took_are_not_made_up(tmp_path):
+    recording = Recording(recorded(tmp_path, images=True)[0])
+    looked = [index for index, tick in enumerate(recording.ticks) if tick["images"]]
+    assert looked == list(range(0, 30, 4))
+    assert all(set(recording.observation(index).images) == {"overhead", "hand"} for index in looked)
+    for index in looked[-2:]:
+        recording.ticks[index]["images"] = {}
+    replay = Replay(recording, Looking(recording))
+    assert replay.differences == []
+    assert replay.decoded == len(looked) - 2
+
+
+class Looking:
+    """A session that answers as was answered, to the images that were shown."""
+
+    def __init__(self, recording):
+        self._recording = recording
+
+    def predict(self, observations, committed=None, deadline=None):
+        index = round(observations[-1].time / PERIOD)
+        kept = self._recording.observation(index).images
+        assert all(np.array_equal(kept[name], image) for name, image in observations[-1].images.items())
+        later = range(index, len(self._recording.ticks))
+        return next(answer for at in later if (answer := self._recording.answer(at)) is not None)
+
+
+def test_images_that_cannot_be_kept_are_an_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(recorder, "encode_image", full)
+    with pytest.raises(OSError, match="no space left"):
+        recorded(tmp_path, images=True)

@@ -8,7 +8,9 @@ import pytest
 from numbered import Policy, Recording
 from served import serving
 
+from policies.checkpoint import load_policy
 from vla_runtime.compose import load
+from vla_runtime.evaluation.folder import read_rows
 from vla_runtime.rollout import rollout
 from vla_runtime.serving.server import Access
 
@@ -24,6 +26,23 @@ class Weighed(Policy):
 def run(out, server, *options):
     shared = ("env=reach", "env.size=64", "env.max_steps=10", "episodes=1", "video=none", f"out={out}")
     return rollout(load("rollout", [*shared, "policy=remote", f"policy.address={server.address}", *options]))
+
+
+@pytest.mark.usefixtures("needs_sim")
+@pytest.mark.parametrize("loop", [(), ("loop=async", "loop.join=prefix", "loop.latency=0.1")])
+def test_rows_of_a_served_policy_are_those_of_one_here(tmp_path, loop):
+    """All that a row says but for its timing, under which address and encoding stand."""
+    shared = ("env=lift", "env.control=absolute", "env.max_steps=30", "episodes=2", "video=none", *loop)
+    rollout(load("rollout", [*shared, "policy=nano_lift_beast", f"out={tmp_path / 'here'}"]))
+    with serving(load_policy("nano_lift_beast", {}, "cpu")) as server:
+        there = ("policy=remote", f"policy.address={server.address}", "policy.encoding=raw")
+        rollout(load("rollout", [*shared, *there, f"out={tmp_path / 'there'}"]))
+    here, there = (read_rows(tmp_path / name) for name in ("here", "there"))
+    assert {row["timing"].pop("encoding") for row in there} == {"raw"}
+    assert {row["timing"].pop("address") for row in there} == {server.address}
+    for one, other in zip(here, there, strict=True):
+        assert one.pop("timing").keys() == other.pop("timing").keys()
+        assert one == other
 
 
 def cut_short(out):

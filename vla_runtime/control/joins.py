@@ -33,8 +33,8 @@ class Live:
 class Join(Protocol):
     """What is executed where chunks overlap."""
 
-    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk:
-        """The chunk as it is to be executed from `begins` on, where it follows another."""
+    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk | None:
+        """The chunk as it is to be executed from `begins` on, where it follows another; None where it must not be."""
 
     def __call__(self, live: Sequence[Live], time: float) -> Float | None:
         """The action float32 [A] at a time from live chunks, oldest first; None where the newest says nothing."""
@@ -43,7 +43,7 @@ class Join(Protocol):
 class _AsItIs:
     """A chunk is executed as the policy said it."""
 
-    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk:
+    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk | None:
         return chunk
 
 
@@ -127,12 +127,15 @@ class Spline(Newest):
     continuity: 0 takes over the position, 1 the velocity, too, 2 the acceleration, too; what follows is the curve
     nearest to the policy's. fastest, hardest: largest speed and acceleration by the name of a group; a chunk that would
     break them is executed more slowly, as far as needed: both are bounded by the control points before it is accepted.
-    Source: BEAST (arXiv 2506.06072, section 3.2), at any time instead of the chunk's end.
+    One that is too fast however slowly it goes on, since it begins so, is refused. pace: how much faster than the
+    policy says curves are executed where these limits allow it. Source: BEAST (arXiv 2506.06072, section 3.2), at any
+    time instead of the chunk's end.
 
-    ValueError for a spec with other groups than absolute and binary ones, and for an unknown continuity.
+    ValueError for a spec with other groups than absolute and binary ones, an unknown continuity, and a pace that is
+    less than 1, or more where no speed is limited.
     """
 
-    # A chunk that is still too fast when so much slower begins too fast.
+    # Of a chunk, against the policy's own time.
     SLOWEST = 8.0
     # Periods that what is left of a chunk lasts at least: in less there is no room to come to its way.
     SHORTEST = 4
@@ -143,6 +146,7 @@ class Spline(Newest):
         continuity: int = 1,
         fastest: Mapping[str, float] | None = None,
         hardest: Mapping[str, float] | None = None,
+        pace: float = 1.0,
     ):
         kinds = {group.kind for group in spec.groups}
         if kinds - {"absolute", "binary"}:
@@ -152,30 +156,41 @@ class Spline(Newest):
             )
         if type(continuity) is not int or not 0 <= continuity <= 2:
             raise ValueError(f"loop.continuity: expected 0, 1 or 2, got {continuity!r}")
-        self._spec, self._continuity = spec, continuity
+        if not 1 <= pace < np.inf:
+            raise ValueError(f"loop.pace: expected at least 1, the policy's own, got {pace}")
+        if pace > 1 and not fastest:
+            raise ValueError(
+                f"loop.pace={pace:g}: expected a largest speed of a group, which says how much faster is too fast, got "
+                "none; state limits.groups"
+            )
+        self._spec, self._continuity, self._pace = spec, continuity, pace
         self._bounds = [(name, 1, most) for name, most in (fastest or {}).items()]
         self._bounds += [(name, 2, most) for name, most in (hardest or {}).items()]
 
-    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk:
+    def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk | None:
         """SpecMismatch for a chunk without a curve; ValueError where its curve has too few control points."""
         if chunk.curve is None:
             raise SpecMismatch("loop.join=spline: expected a chunk with a curve, got rows alone")
-        since = max(begins - chunk.start, 0.0)
+        # On the policy's time: so far has the motion come.
+        since = max(begins - chunk.start, 0.0) * self._pace
         first = min(chunk.row(chunk.start + since), len(chunk.actions) - 1)
         left = ActionChunk(chunk.actions[first:], begins, chunk.period, chunk.observed, None, (), chunk.facts)
-        start = self._motion(chunk, begins, 0) if before is None else self._motion(before, begins, self._continuity)
-        rest, factor = _rest(chunk.curve, since, self.SHORTEST * chunk.period)
+        here = chunk.curve.at(min(since, chunk.curve.duration))
+        start = here if before is None else self._motion(before, begins)
+        rest, factor = _rest(chunk.curve, since, self.SHORTEST * chunk.period, self._pace)
         curve = rest.continued(0.0, start)
         while self._too_fast(curve, chunk.curved) and factor < self.SLOWEST:
             # What has begun cannot be slower than it is: only what follows is.
             factor, rest = factor * 1.1, rest.retimed(1.1)
             curve = rest.continued(0.0, start)
         if self._too_fast(curve, chunk.curved):
-            _log.warning("loop.join=spline: a chunk at %.3f s is too fast however slowly it goes on", begins)
+            _log.warning("loop.join=spline: a chunk at %.3f s is refused: too fast however slowly it goes on", begins)
+            return None
         return _of_curve(left, curve, chunk.curved, factor)
 
-    def _motion(self, chunk: ActionChunk, time: float, orders: int) -> Array:
-        """Value and `orders` derivatives [1 + orders, D] of the dimensions that are curves, standing after the end."""
+    def _motion(self, chunk: ActionChunk, time: float) -> Array:
+        """Value and derivatives [1 + continuity, D] of the dimensions that are curves, standing after the end."""
+        orders = self._continuity
         found = np.zeros((1 + orders, len(chunk.curved)))
         curve, since = chunk.curve, time - chunk.start
         assert curve is not None
@@ -197,14 +212,14 @@ class Spline(Newest):
         return False
 
 
-def _rest(curve: SplineCurve, since: float, shortest: float) -> tuple[SplineCurve, float]:
-    """What is left of a curve, as slow as it must be to last `shortest`, and how slow that is."""
+def _rest(curve: SplineCurve, since: float, shortest: float, pace: float) -> tuple[SplineCurve, float]:
+    """What is left of a curve, at `pace` or as slow as it must be to last `shortest`, and how slow that is."""
     left = curve.duration - since
     if left <= 1e-9:
         # Nothing: it stays where it ended.
         end = np.repeat(curve.at(curve.duration), len(curve.points), axis=0)
         return SplineCurve(end, curve.degree, shortest), 1.0
-    factor = max(1.0, shortest / left)
+    factor = max(1 / pace, shortest / left)
     return curve.continued(since, curve.at(since)).retimed(factor), factor
 
 

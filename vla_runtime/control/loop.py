@@ -372,7 +372,6 @@ class _Loop:
         trace.arrivals.append(index)
         self._waits.append(now - self._asked_at)
         trace.facts.append(chunk.facts)
-        self._result.plans += 1
         if len(chunk.actions) < self._replan:
             raise SpecMismatch(f"chunk: expected at least loop.replan = {self._replan} rows, got {len(chunk.actions)}")
         if abs(chunk.period - self._policy.period) > 1e-9:
@@ -380,7 +379,9 @@ class _Loop:
         # More rows have passed than the policy was told of: it planned from another place.
         passed = (now - self._asked_at) / self._policy.period - (trace.held - self._held_before) / self._per_row
         trace.late += self._prefix and self._schedule.chunk is not None and passed > self._given + 1e-3
-        self._schedule.splice(chunk, now, chunk.observed + self._given * self._policy.period)
+        accepted = self._schedule.splice(chunk, now, chunk.observed + self._given * self._policy.period)
+        self._result.plans += accepted
+        trace.refused += not accepted
         return answer
 
     def _due(self, index: int, now: float, observation: Observation) -> Command:

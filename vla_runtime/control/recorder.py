@@ -2,14 +2,17 @@
 
 A file begins with eight bytes of its own and goes on in frames: four bytes that begin each, then the length of what
 follows and its CRC-32 (begun with the length), 4 bytes each, little end first, and a msgpack map. The first frame says
-what was run, one frame follows a tick, and the last says how it ended; a file without it was cut short. It knows ticks
-and nothing of environments or policies.
+what was run, one frame follows a tick, and the last says how it ended; a file without it was cut short. Images that are
+kept have frames of their own, since a thread encodes them: the loop does not wait. It knows ticks and nothing of
+environments or policies.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 
 from vla_runtime.control.loop import Run, Tick
 from vla_runtime.messages import chunk_document, decode_image, encode_image, read_chunk
-from vla_runtime.types import ActionChunk, Command, Observation
+from vla_runtime.types import ActionChunk, Command, Image, Observation
 from vla_runtime.wire import pack, unpack
 
 _MAGIC = b"VLAREC\x01\n"
@@ -31,16 +34,22 @@ class Recorder:
     """Writes `path`, an `on_tick` of the loop; whatever is there is replaced. header: plain values, what is run.
 
     images: keep the images that the policy was shown, as PNG. Each tick is with the operating system before the next
-    begins, so that only a crash of the machine can lose any.
+    begins, so that only a crash of the machine can lose any; images are a little later. What goes wrong with them is
+    raised at the next tick, or at the end.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], images: bool = False):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._images = images
+        self._changing = threading.Lock()
+        self._problem: Exception | None = None
+        self._images: queue.SimpleQueue[tuple[int, Mapping[str, Image]] | None] = queue.SimpleQueue()
+        self._encoder = threading.Thread(target=self._encode, name="recorder", daemon=True) if images else None
         # Without a buffer of our own: what was written is out of this process.
         self._file = path.open("wb", buffering=0)
         self._file.write(_MAGIC)
         self._write({"header": dict(header)})
+        if self._encoder is not None:
+            self._encoder.start()
 
     def __call__(self, tick: Tick) -> None:
         observation, answer = tick.observation, tick.answer
@@ -53,9 +62,6 @@ class Recorder:
                 "state": observation.state,
                 "instruction": observation.instruction,
                 "image_times": dict(observation.image_times),
-                "images": {name: encode_image(image, "png") for name, image in observation.images.items()}
-                if self._images
-                else {},
                 "asked": tick.asked,
                 "answer": None if answer is None else chunk_document(answer),
                 "thought_s": tick.thought,
@@ -68,18 +74,41 @@ class Recorder:
                 "human": tick.human,
             }
         )
+        if self._encoder is not None and observation.images:
+            self._images.put((tick.index, observation.images))
+        self._raise()
 
     def close(self, result: Run, error: str | None = None) -> None:
         """The last frame: how it ended."""
+        if self._encoder is not None:
+            self._images.put(None)
+            self._encoder.join()
         outcome = result.outcome
         events = [[event.time, event.what, event.reason] for event in result.events]
         ended = {"success": outcome.success, "reason": outcome.reason, "progress": outcome.progress, "error": error}
         self._write({"end": ended, "events": events})
         self._file.close()
+        self._raise()
+
+    def _encode(self) -> None:
+        while (given := self._images.get()) is not None:
+            index, images = given
+            try:
+                encoded = {name: encode_image(image, "png") for name, image in images.items()}
+                self._write({"shown": index, "images": encoded})
+            except Exception as problem:
+                self._problem = problem
+                return
+
+    def _raise(self) -> None:
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
 
     def _write(self, frame: Mapping[str, Any]) -> None:
         data = pack(frame)
-        self._file.write(_HEAD.pack(_SYNC, len(data), _checksum(data)) + data)
+        with self._changing:
+            self._file.write(_HEAD.pack(_SYNC, len(data), _checksum(data)) + data)
 
 
 class Recording:
@@ -93,7 +122,10 @@ class Recording:
         if not frames or "header" not in frames[0]:
             raise ValueError(f"{path}: expected a recording, got a file without its first frame")
         self.path, self.header = path, frames[0]["header"]
-        self.ticks: list[dict[str, Any]] = [frame for frame in frames[1:] if "tick" in frame]
+        images = {frame["shown"]: frame["images"] for frame in frames[1:] if "shown" in frame}
+        self.ticks: list[dict[str, Any]] = [
+            {**frame, "images": images.get(frame["tick"], {})} for frame in frames[1:] if "tick" in frame
+        ]
         self.end: dict[str, Any] | None = frames[-1] if "end" in frames[-1] else None
         if [tick["tick"] for tick in self.ticks] != list(range(len(self.ticks))):
             raise ValueError(f"{path}: expected every tick once, in order")

@@ -44,8 +44,9 @@ class ActionSchedule:
         """The chunk in force, its start as spliced."""
         return self._live[-1].chunk if self._live else None
 
-    def splice(self, chunk: ActionChunk, now: float, until: float | None = None) -> None:
+    def splice(self, chunk: ActionChunk, now: float, until: float | None = None) -> bool:
         """Let `chunk` replace the plan from `now` on; until: the plan in force stays so to then, if that is later.
+        False where the join refuses it, and what was planned goes on.
 
         It starts at its observation's time, later by as long as the robot has been holding since: so that
         after a gap motion goes on from its first unplayed row instead of jumping ahead. SpecMismatch for
@@ -55,16 +56,20 @@ class ActionSchedule:
         self._follow(now)
         begins = now if until is None else max(now, until)
         # What was to follow before then still does: somebody may have been told of it.
-        self._next = [one for one in self._next if one.begins < begins]
-        before = self._next[-1].chunk if self._next else self.chunk
+        following = [one for one in self._next if one.begins < begins]
+        before = following[-1].chunk if following else self.chunk
         held_since = chunk.start if before is None else max(chunk.start, before.end)
         delay = max(0.0, begins - held_since)
         if delay > 0.0:
             chunk = replace(chunk, start=chunk.start + delay)
         if chunk.curve is None and self._between and chunk.period > self._period * (1 + 1e-6):
             chunk = self._connected(chunk)
-        chunk = self._join.accept(chunk, before, begins)
-        (self._next if begins > now and self._live else self._live).append(Live(chunk, begins))
+        accepted = self._join.accept(chunk, before, begins)
+        if accepted is None:
+            return False
+        self._next = following
+        (self._next if begins > now and self._live else self._live).append(Live(accepted, begins))
+        return True
 
     def left(self, time: float) -> float | None:
         """Seconds from `time` on for which there is a plan; None before the first chunk and where it has run out."""

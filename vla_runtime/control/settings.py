@@ -75,7 +75,7 @@ class Settings:
         self._prefix = name in _TOLD and policy.max_committed > 0
         self._level, self._groups = limits["level"], _with_stated(env.action, read_groups(limits["groups"]))
         self._timeouts = Timeouts(**safety)
-        self._join = self._made_join(name, loop.get("continuity", 1))
+        self._join = self._made_join(name, loop.get("continuity", 1), loop.get("pace", 1.0))
         self._limits()
         self.facts: dict[str, Any] = {
             "mode": loop["mode"],
@@ -85,7 +85,7 @@ class Settings:
             "rate_hz": round(1 / env.period, 6),
         }
         if name == "spline":
-            self.facts["continuity"] = loop.get("continuity", 1)
+            self.facts |= {"continuity": loop.get("continuity", 1), "pace": loop.get("pace", 1.0)}
         if self._groups:
             self.facts["limits"] = {"level": self._level, "groups": dict(self._groups)}
 
@@ -125,10 +125,18 @@ class Settings:
     def _limits(self) -> Limits:
         return Limits(self._env.action, self._env.period, self._groups, self._level)
 
-    def _made_join(self, name: str, continuity: int) -> Join | None:
+    def _made_join(self, name: str, continuity: int, pace: float) -> Join | None:
         action = self._env.action
         if name == "spline":
-            return Spline(action, continuity, *(self._bound(limit) for limit in ("speed", "acceleration")))
+            fastest, hardest = (self._bound(limit) for limit in ("speed", "acceleration"))
+            if pace * self.replan > self._policy.horizon:
+                raise ValueError(
+                    f"loop.pace: expected at most {self._policy.horizon / self.replan:g} with loop.replan="
+                    f"{self.replan} of {self._policy.horizon} rows, got {pace}; chunks would end before the next"
+                )
+            return Spline(action, continuity, fastest, hardest, pace)
+        if pace != 1:
+            raise ValueError(f"loop.pace: expected 1 with loop.join={name}, got {pace}; only spline retimes")
         return _MIXING[name](action) if name in _MIXING else None
 
     def _bound(self, limit: str) -> dict[str, float]:

@@ -21,8 +21,9 @@ class Trace:
     came; begins: when each tick began, on the machine's clock. latencies and ticks in seconds of wall time, planning
     excluded from ticks; overruns: ticks that ended after the next was due. waits: seconds from the beginning of the
     period that asked to the answer, on the machine's clock. delays: seconds from an observation to the tick that had
-    its chunk, on the loop's clock; late: chunks that came after more rows than the policy was told of; seams: ticks
-    whose command came from another chunk than the one before. facts: what each chunk said of how it was decoded.
+    its chunk, on the loop's clock; late: chunks that came after more rows than the policy was told of; refused: chunks
+    that the join did not take; seams: ticks whose command came from another chunk than the one before. facts: what each
+    chunk said of how it was decoded.
     """
 
     states: list[Float] = field(default_factory=list)
@@ -39,6 +40,7 @@ class Trace:
     waits: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     late: int = 0
+    refused: int = 0
     seams: list[int] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
     facts: list[Mapping[str, float]] = field(default_factory=list)

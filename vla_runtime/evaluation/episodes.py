@@ -251,6 +251,7 @@ def make_row(
         "safety": [[round(event.time, 6), event.what, event.reason] for event in result.events],
         "held": result.trace.held,
         "late": result.trace.late,
+        "refused": result.trace.refused,
         "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
         "plan_age": percentiles(result.trace.ages),
         "error": error,

@@ -141,6 +141,8 @@ class _Seen:
     def __init__(self, recording: Recording, spec: EnvSpec):
         self.spec = spec
         self._recording, self.index = recording, -1
+        # Times of observations whose images are not those that were seen.
+        self.stand_ins: set[float] = set()
 
     def observe(self, cameras: Sequence[str] = ()) -> Observation:
         self.index += 1
@@ -149,6 +151,8 @@ class _Seen:
             return seen
         # That there were images decides when the next are due; which, nobody asks who takes the answers as they were.
         known = {camera.name: camera.example() for camera in self.spec.cameras}
+        if seen.image_times:
+            self.stand_ins.add(seen.time)
         return replace(seen, images={name: known[name] for name in seen.image_times})
 
     def apply(self, command: Command) -> None: ...
@@ -196,7 +200,8 @@ class _Answers:
 
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         self._thinks, self._again = True, None
-        if self._session is not None:
+        # The last images of a recording that was cut short may be missing.
+        if self._session is not None and not any(one.time in self._seen.stand_ins for one in observations):
             self._again = self._session.predict(observations, committed)
             self.decoded += 1
 

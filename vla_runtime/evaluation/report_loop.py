@@ -80,7 +80,11 @@ def control(rows: Sequence[Row]) -> str:
         ages = [(row.get("plan_age") or {}).get(share) for row in rows]
         told = [None if one is None else 1e3 * one for one in ages]
         tell(f"age of the plan, {share} of an episode's ticks", told, "ms")
-    for name, what in (("held", "ticks held or stood"), ("late", "chunks later than the policy was told")):
+    counts = {
+        "held": "ticks held or stood", "late": "chunks later than the policy was told",
+        "refused": "chunks too fast to take",
+    }  # fmt: skip
+    for name, what in counts.items():
         tell(what, [row.get(name) for row in rows])
     for group in sorted({group for row in rows for group in row.get("smoothness") or ()}):
         for name in ("seam_jump", "seam_velocity_jump", "jerk", "lag"):
