@@ -41,7 +41,7 @@ HOMOGENEITY = 50
 WARMED = ", warm start"
 # Shares of a full decode's work that differ by so little of themselves count as equal.
 _EQUAL_WORK = 0.1
-USUAL = {"updates": (5, 7, 10, 20), "fewer_steps": (5, 10, 16, 20, 50)}
+USUAL = {"updates": (5, 10, 20), "fewer_steps": (5, 10, 16)}
 # From how many demonstrations a schedule is made, each alone, and tried on all others.
 SOURCES = 3
 _log = logging.getLogger(__name__)
