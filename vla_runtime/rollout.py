@@ -92,7 +92,7 @@ def _replay(config: Config) -> Result:
         set_single_threaded_blas()
         wanted = header["config"]["policy"]
         # A recording holds no secrets, and a server may have moved.
-        given = {name: config["policy"].get(name) for name in ("token", "address") if name in wanted}
+        given = {name: config["policy"].get(name) for name in ("token", "address", "ca") if name in wanted}
         wanted = {**wanted, **{name: value for name, value in given.items() if value}}
         policy = build_policy({**header["config"], "policy": wanted}, read_env(header["env"]))
         if policy.spec.weights != header["policy"]["weights"]:

@@ -15,6 +15,7 @@ import ssl
 from typing import Any
 
 from vla_runtime.compose import BadArguments, Config, Result, build, main
+from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.interfaces import Policy
 from vla_runtime.serving.protocol import Keys
 from vla_runtime.serving.server import Access, PolicyServer
@@ -39,6 +40,10 @@ def serve(config: Config) -> Result:
         _log.warning("host=%s without token=: whoever reaches this machine can ask this policy", config["host"])
     # A served policy has no environment yet: its contract is told to clients, who compare.
     policy: Policy = build({**values, "env": None})
+    if config["contract"] is not None:
+        robot = Contract.load(config["contract"])
+        wanted = at_rate(Contract.of(policy.spec), robot.rate_hz)
+        require_match(robot, wanted, f"contract {config['contract']}", policy.spec.name)
     try:
         keys = Keys.of(policy.spec, **(config["keys"] or {}))
     except (TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ read can run code.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from typing import Any
 
@@ -21,6 +22,20 @@ _KINDS = "biufc"
 def bound_sending(line: socket.socket, seconds: float) -> None:
     """Let every write to a connection fail after so long: the other end may be there and not listen."""
     line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int((seconds % 1) * 1e6)))
+
+
+def encryption(address: str, ca: str | None) -> ssl.SSLContext | None:
+    """What a connection to wss:// checks its server by, None for ws://. ca: a PEM file of who vouches for the server,
+    None for those whom the system trusts. ValueError for a file that is none, or that nothing would look at.
+    """
+    if not address.startswith("wss://"):
+        if ca is not None:
+            raise ValueError(f"ca: expected an address with wss://, got {address}, which nobody vouches for")
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ValueError(f"ca: expected a PEM file, got {ca}: {error}") from error
 
 
 def pack(value: Any) -> bytes:

@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 # How a run is carried out, not what it measures: may differ when it is resumed.
 _BOOKKEEPING = ("out", "workers", "require", "timeout", "merge")
 # Of a policy that is served: where it is. What it is, rows say.
-_WAY_TO_POLICY = ("address", "timeout", "token")
+_WAY_TO_POLICY = ("address", "timeout", "token", "ca")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

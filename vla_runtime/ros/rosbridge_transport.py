@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from vla_runtime.ros.messages import decode
 from vla_runtime.ros.ros1 import decode_ros1
 from vla_runtime.ros.transport import Inbox, OnMessage
 from vla_runtime.ros.words import from_words, to_words, type_name
-from vla_runtime.wire import bound_sending
+from vla_runtime.wire import bound_sending, encryption
 
 COMPRESSIONS = ("none", "cbor", "cbor-raw")
 # Seconds: to connect, between two attempts, and after which a server that does not answer a ping is gone.
@@ -37,10 +36,11 @@ _log = logging.getLogger(__name__)
 class RosbridgeTransport:
     """A client of the rosbridge server at `address` (ws://host:9090).
 
-    ros: 1 or 2, which the server speaks with. compression: how messages come: none (JSON), cbor, cbor-raw.
+    ros: 1 or 2, which the server speaks with. compression: how messages come: none (JSON), cbor, cbor-raw. ca: a PEM
+    file of who vouches for a wss:// server, None for whom the system trusts.
     """
 
-    def __init__(self, address: str, ros: int = 2, compression: str = "none"):
+    def __init__(self, address: str, ros: int = 2, compression: str = "none", ca: str | None = None):
         if ros not in (1, 2):
             raise ValueError(f"transport.ros: expected 1 or 2, got {ros!r}")
         if compression not in COMPRESSIONS:
@@ -54,6 +54,10 @@ class RosbridgeTransport:
                     f"transport.compression={compression}: expected the cbor2 package, got none ({error}); run "
                     "pip install 'vla_runtime[ros]'"
                 ) from error
+        try:
+            self._tls = encryption(address, ca)
+        except ValueError as error:
+            raise ValueError(f"transport.{error}") from error
         self._address, self._ros, self._compression = address, ros, compression
         self._inbox = Inbox()
         self._said: Sequence[Topic] = ()
@@ -121,13 +125,12 @@ class RosbridgeTransport:
             thread.join(2.0)
 
     def _connect(self) -> None:
-        tls = ssl.create_default_context() if self._address.startswith("wss://") else None
         # What is left of the one before.
         self._open.close()
         connection = self._open.enter_context(
             connect(
                 self._address, open_timeout=_CONNECT_S, close_timeout=1, max_size=_LARGEST, compression=None,
-                ping_interval=_PING_S, ping_timeout=_PING_S, ssl=tls,
+                ping_interval=_PING_S, ping_timeout=_PING_S, ssl=self._tls,
             )
         )  # fmt: skip
         bound_sending(connection.socket, _SEND_S)

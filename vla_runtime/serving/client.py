@@ -24,7 +24,7 @@ from vla_runtime.interfaces import Session
 from vla_runtime.messages import ENCODINGS, encode_image, observation_document, read_chunk, read_policy
 from vla_runtime.serving.protocol import OURS, VERSION, Keys
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec, SpecMismatch
-from vla_runtime.wire import bound_sending, pack, unpack
+from vla_runtime.wire import bound_sending, encryption, pack, unpack
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ class RemotePolicy:
 
     encoding: how images travel: raw, png or jpeg. timeout: seconds for an answer, and for a connection. token: shown as
     an openpi server's API key. contract: what a server that is not ours serves, as a document or a YAML file; keys:
-    how it wants things named, as `vla_runtime.serving.protocol.Keys`. RemoteError when there is no server, SpecMismatch
-    when it serves another contract than `contract`.
+    how it wants things named, as `vla_runtime.serving.protocol.Keys`. ca: a PEM file of who vouches for a wss://
+    server, None for whom the system trusts. RemoteError when there is no server, SpecMismatch when it serves another
+    contract than `contract`.
     """
 
     def __init__(
@@ -53,12 +54,17 @@ class RemotePolicy:
         token: str | None = None,
         contract: Mapping[str, Any] | str | None = None,
         keys: Mapping[str, Any] | None = None,
+        ca: str | None = None,
     ):
         if encoding not in ENCODINGS:
             raise ValueError(f"policy.encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
         if not timeout > 0:
             raise ValueError(f"policy.timeout: expected more than 0 seconds, got {timeout}")
         self.address, self.encoding, self._token, self._timeout = address, encoding, token, timeout
+        try:
+            self._tls = encryption(address, ca)
+        except ValueError as error:
+            raise ValueError(f"policy.{error}") from error
         # Whoever still has a session keeps its line; a session that is gone takes its line along.
         self._lines: WeakSet[_Line] = WeakSet()
         line = self._line()
@@ -103,7 +109,7 @@ class RemotePolicy:
         return {**images, keys.state: newest.state, keys.prompt: newest.instruction}
 
     def _line(self) -> _Line:
-        line = _Line(self.address, self._token, self._timeout)
+        line = _Line(self.address, self._token, self._timeout, self._tls)
         self._lines.add(line)
         return line
 
@@ -111,8 +117,8 @@ class RemotePolicy:
 class _Line:
     """One connection, made when it is needed and given up when anything goes wrong on it."""
 
-    def __init__(self, address: str, token: str | None, timeout: float):
-        self._address, self._token, self._timeout = address, token, timeout
+    def __init__(self, address: str, token: str | None, timeout: float, tls: ssl.SSLContext | None = None):
+        self._address, self._token, self._timeout, self._tls = address, token, timeout, tls
         self._connection: ClientConnection | None = None
         self._open = ExitStack()
 
@@ -127,12 +133,11 @@ class _Line:
     def connect(self) -> Any:
         """Connect; the server's metadata."""
         headers = None if self._token is None else {"Authorization": f"Api-Key {self._token}"}
-        tls = ssl.create_default_context() if self._address.startswith("wss://") else None
         try:
             self._connection = self._open.enter_context(
                 connect(
                     self._address, open_timeout=self._timeout, close_timeout=1, max_size=_LARGEST, compression=None,
-                    additional_headers=headers, ssl=tls,
+                    additional_headers=headers, ssl=self._tls,
                 )
             )  # fmt: skip
             bound_sending(self._connection.socket, self._timeout)
@@ -247,8 +252,9 @@ def remote(
     token: str | None = None,
     contract: str | None = None,
     keys: Mapping[str, Any] | None = None,
+    ca: str | None = None,
 ) -> RemotePolicy:
     """As `rollout` builds it; the runner compares its contract with the environment's."""
     if not address:
         raise ValueError("policy.address: expected ws://host:port, got none")
-    return RemotePolicy(address, encoding, timeout, token, contract, keys)
+    return RemotePolicy(address, encoding, timeout, token, contract, keys, ca)
