@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import Stage, kill_a_bridge, last, two_episodes, until
 from robots import reach_robot
 
-MANAGING = Path(__file__).parent / "managing.py"
+MANAGING, PLAIN = (Path(__file__).parent / name for name in ("managing.py", "plain_robot.py"))
 
 
 @pytest.fixture
@@ -109,3 +112,117 @@ def test_one_that_is_deactivated_stands(stage, ros2):
     assert len(held) > 5
     assert len(set(held)) == 1
     last(robot)
+
+
+class PlainRobot:
+    """A robot that knows nothing of this package; what it is told is a word."""
+
+    def __init__(self, ros2, kind="trajectory"):
+        self.process = ros2.start(PLAIN, kind, stdin=subprocess.PIPE)
+        assert self.process.stdout.readline() == "ready\n", self.process.communicate()
+
+    def tell(self, word):
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+    def told(self):
+        self.tell("told")
+        return json.loads(self.process.stdout.readline())
+
+
+def gate(ros2, contract):
+    return ros2.start("-m", "vla_runtime.bridge", "transport=rclpy", "side=gate", f"contract={contract}")
+
+
+def test_what_a_robot_says_and_hears_is_byte_for_byte_what_was_seen_and_sent(stage, ros2):
+    """Images, joints in an order of their own with others among them, and commands."""
+    robot = PlainRobot(ros2)
+    said, _, errors = last(stage.bridge("bridge", "record.images=png", "steps=30"))
+    assert (said["ticks"], said["faults"]) == (30, {}), errors
+    heard, recording = robot.told(), stage.recording()
+    shown = [recording.observation(index) for index in range(30)]
+    images = [image for seen in shown for image in seen.images.values()]
+    assert len(images) >= 2 * 6
+    assert {hashlib.sha256(image.tobytes()).hexdigest() for image in images} <= set(heard["images"])
+    joints = {np.float32(values).tobytes() for values in heard["said"].values()}
+    assert all(seen.state.tobytes() in joints for seen in shown)
+    sent = [tick["command"].astype(np.float64).tolist() for tick in recording.ticks]
+    assert heard["heard"] == sent
+
+
+@pytest.mark.parametrize(
+    ("mood", "fault"),
+    [("nan", "state joints: left out"), ("freeze", "state joints: not newer"), ("blind", "streams further apart")],
+)
+def test_what_makes_no_sense_or_stands_still_stops_the_robot_within_its_limit(stage, ros2, mood, fault):
+    """Of a second here, and a few periods until somebody looks."""
+    robot, bridge = PlainRobot(ros2), stage.bridge("bridge", "steps=60")
+    until(lambda: len(stage.ticks()) > 10)
+    robot.tell(mood)
+    said, code, errors = last(bridge)
+    assert code == 1, errors
+    ((what, why),) = said["events"]
+    assert (what, "expected one within 1.0 s" in why) == ("stopped", True), why
+    assert any(name.startswith(fault) for name in said["faults"])
+    ticks = stage.ticks()
+    first = next(index for index, tick in enumerate(ticks) if not tick["allowed"])
+    seen = [min([tick["time"], *tick["image_times"].values()]) for tick in ticks]
+    assert ticks[first]["now"] - max(seen[: first + 1]) < 1.3
+    held = {tuple(command) for command in robot.told()["heard"][-(len(ticks) - first) + 3 :]}
+    assert len(held) == 1
+    assert np.isfinite(list(held)).all()
+
+
+def test_a_stop_holds_over_the_death_of_a_bridge_and_a_dead_gate_moves_nothing(stage, ros2):
+    robot, first = PlainRobot(ros2), gate(ros2, stage.contract)
+    bridge = stage.bridge("bridge", "steps=400")
+    until(lambda: len(robot.told()["done"]) > 5)
+    robot.tell("stop")
+    until(lambda: stage.ticks() and not stage.ticks()[-1]["allowed"])
+    os.killpg(bridge.pid, signal.SIGKILL)
+    stopped = len(robot.told()["done"])
+    # The next one is armed, and moves; the gate has not forgotten.
+    second = stage.bridge("second", "steps=400")
+    heard = len(robot.told()["heard"])
+    until(lambda: len(robot.told()["heard"]) > heard + 20)
+    assert len(robot.told()["done"]) <= stopped + 1
+    robot.tell("reset")
+    until(lambda: len(robot.told()["done"]) > stopped + 5)
+    # Killed in turn: nothing reaches the controllers, and the next gate lets through what is fresh.
+    os.killpg(first.pid, signal.SIGKILL)
+    time.sleep(0.2)  # noqa: TID251
+    dead = len(robot.told()["done"])
+    time.sleep(0.5)  # noqa: TID251
+    assert len(robot.told()["done"]) == dead
+    gate(ros2, stage.contract)
+    until(lambda: len(robot.told()["done"]) > dead + 3)
+    os.killpg(robot.process.pid, signal.SIGKILL)
+    said, code, errors = last(second)
+    assert code == 1, errors
+    assert "expected one within" in said["error"]
+
+
+def test_a_gate_speaks_as_controllers_do(stage, ros2):
+    """An array in the robot's order; a twist, and a zero again and again where nobody commands any more."""
+    wanted = reach_robot(expiry=0.4)
+    arrays = {"joints": replace(wanted.robot.action["joints"], type="std_msgs/msg/Float64MultiArray")}
+    contract = stage.written("array", replace(wanted, robot=replace(wanted.robot, action=arrays)))
+    robot, one = PlainRobot(ros2, "array"), gate(ros2, contract)
+    stage.contract = contract
+    bridge = stage.bridge("bridge", "steps=400")
+    until(lambda: len(robot.told()["done"]) > 10)
+    told = robot.told()
+    assert all(values in told["heard"] for values in told["done"])
+    for process in (bridge, robot.process, one):
+        os.killpg(process.pid, signal.SIGKILL)
+    moving = reach_robot("velocity", expiry=0.4)
+    body = replace(moving.robot.action["joints"], type="geometry_msgs/msg/Twist", names=("linear.x", "angular.z"))
+    twisting = stage.written("twist", replace(moving, robot=replace(moving.robot, action={"joints": body})))
+    robot, _ = PlainRobot(ros2, "twist"), gate(ros2, twisting)
+
+    def moved():
+        robot.tell("twist")
+        return [0.5, -0.25] in robot.told()["done"]
+
+    until(moved)
+    until(lambda: robot.told()["done"][-3:] == [[0.0, 0.0]] * 3)

@@ -61,9 +61,13 @@ class Stage:
             *(f"episodes={episodes}", f"out={self.folder / name}", "safety.observation=1.0", *options),
         )
 
-    def ticks(self, name="bridge"):
+    def recording(self, name="bridge"):
         found = sorted((self.folder / name).glob("recordings/*"))
-        return Recording(found[-1]).ticks if found else []
+        return Recording(found[-1]) if found else None
+
+    def ticks(self, name="bridge"):
+        found = self.recording(name)
+        return found.ticks if found else []
 
 
 def two_episodes(stage):
