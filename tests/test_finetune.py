@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from playing import runner
 
 from policies.checkpoint import load_policy
+from policies.training import _spread
 from vla_runtime import collect, finetune
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
+from vla_runtime.data.reader import Dataset
 from vla_runtime.evaluation.folder import Job
 
 TINY = [
@@ -160,3 +163,21 @@ def test_arguments(recorded, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(BadArguments, match="resume="):
         train(recorded, tmp_path / "there")
+
+
+def test_what_is_pinned_stays_and_what_was_learned_follows_it(recorded, tmp_path):
+    """Rows that are given are executed as they are, learned or not; after those that were learned comes what was."""
+    bins = ("head=discrete_diffusion", "tokenizer=bins", "head.decoding.rounds=4", "overfit=4", "steps=180")
+    quick = ("learning_rate=0.003", "validate_every=180", "batch_size=16")
+    line, _ = train(recorded, tmp_path / "small", *bins, *quick)
+    policy = load_policy(line["checkpoint"])
+    assert policy.spec.pins
+    dataset = Dataset(recorded, policy.spec.horizon)
+    session, errors = policy.begin(0), []
+    for index in _spread(range(len(dataset)), 4):
+        seen, learned = dataset.seen(index, (0,)), dataset.answer(index).actions
+        for given in (learned[:2], -learned[:2]):
+            rows = session.predict(seen, given).actions
+            assert np.array_equal(rows[:2], given)
+            errors.append(np.abs(policy.action.forward(rows) - policy.action.forward(learned))[2:].mean())
+    assert np.mean(errors[::2]) < 0.05

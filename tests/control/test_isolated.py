@@ -13,6 +13,7 @@ from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside
+from vla_runtime.control.safety import Safety, Timeouts
 
 
 def observation():
@@ -87,6 +88,23 @@ def test_killed_while_the_robot_moves_it_ends_the_run(isolated):
             env, policy.begin(0), policy.spec, SystemClock(), replan=4, max_steps=40, planner=Beside, on_tick=on_tick,
         )  # fmt: skip
     assert 11 <= len(env.applied) <= 30
+
+
+def test_one_that_never_answers_again_stops_the_robot_and_keeps_nobody(isolated):
+    env, clock = Recording(), SystemClock()
+    env.reset(0, 0, 0)
+    policy, safety, began = isolated(says_who, "hang"), Safety(Timeouts(plan=0.2)), clock.now()
+    result = run(
+        env, policy.begin(0), policy.spec, SystemClock(), replan=4, max_steps=50, safety=safety,
+        planner=lambda session, wall: Beside(session, wall, patience=0.2),
+    )  # fmt: skip
+    assert (result.outcome.reason, result.steps) == ("stopped", 50)
+    assert [event.what for event in result.events] == ["stopped"]
+    # 50 periods of 50 ms; and whoever waits in vain does so for a moment.
+    assert clock.now() - began < 10
+    hung = policy.pid
+    _, seen = observation()
+    assert policy.begin(1).predict([seen]).facts["pid"] == policy.pid != hung
 
 
 def test_it_forgets_as_it_would_in_this_process(isolated):

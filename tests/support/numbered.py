@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -83,6 +84,8 @@ def says_who(behaviour):
         def answer(observations, committed=None, deadline=None):
             if behaviour == "die":
                 os._exit(7)
+            if behaviour == "hang" and len(session.asked) == 2:
+                threading.Event().wait()
             if behaviour == "raise":
                 raise LookupError("no idea")
             if behaviour == "exit":
