@@ -21,6 +21,7 @@ from policies.calibration import Recording, record, sampler_of, schedule
 from policies.checkpoint import load_policy, own_class
 from policies.decoders import WarmStart
 from policies.decoding import NAMED, PLAIN, Decode
+from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.judging import OTHER_NOISE, Frame, Judgement, frames, homogeneity, judge, overlap
 from policies.plots import pareto
 from policies.shipped import folder_of
@@ -41,6 +42,9 @@ HOMOGENEITY = 50
 WARMED = ", warm start"
 # Shares of a full decode's work that differ by so little of themselves count as equal.
 _EQUAL_WORK = 0.1
+# Of masked diffusion: its name, and rounds.
+MASKED, ROUNDS = "masked", (1, 2, 4, 8)
+CAPTURED = ", captured"
 USUAL = {"updates": (5, 10, 20), "fewer_steps": (5, 10, 16)}
 # From how many demonstrations a schedule is made, each alone, and tried on all others.
 SOURCES = 3
@@ -51,16 +55,20 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     """Calibrate the policy that `config` (configs/calibrate.yaml) names on a data set.
 
     data_folder: where it lies; asked for once, when the settings have been found to fit the policy. Writes
-    schedule.json, calibration.json and calibration.html into `out`, and with `name=true` decode.json, which
-    decode=auto follows. SpecMismatch for data of another contract, ValueError for a policy without steps and for
-    settings out of range.
+    schedule.json (but for masked diffusion, which reuses nothing and is judged with fewer rounds), calibration.json and
+    calibration.html into `out`, and with `name=true` decode.json, which decode=auto follows. SpecMismatch for data of
+    another contract, ValueError for a policy without steps and for settings out of range.
     """
     values = config["policy"]
     heads = {name: own_class(target) for name, target in (values.get("heads") or {}).items()}
     policy = load_policy(values["folder"], heads, config["device"], Decode("plain"))
-    sampler, steps = sampler_of(policy.head)
+    masked = isinstance(policy.head, DiscreteDiffusion)
+    sampler, steps = (MASKED, policy.head.decoding.rounds) if masked else sampler_of(policy.head)
     config = dict(config)
-    for name, usual in USUAL.items():
+    if masked:
+        # Of rounds nothing is reused, and none begins warm.
+        config |= {"updates": [], "bubble": [], "warm_start": []}
+    for name, usual in (USUAL | ({"fewer_steps": ROUNDS} if masked else {})).items():
         if config[name] is None:
             config[name] = [number for number in usual if number < steps] or [max(1, steps // 2)]
     out = Path(config["out"] or folder_of(values["folder"]))
@@ -76,60 +84,93 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     recorded, rest = frames(
         dataset, policy.spec.observation_offsets, config["recorded"], config["judged"], apart, config["seed"]
     )
-    recording = record(policy, [frame.seen for frame in recorded], config["seed"], config["metric"])
-    costs = _costs(policy, rest[0])
-    schedules = _schedules(recording, costs, config)
+    recording = None if masked else record(policy, [one.seen for one in recorded], config["seed"], config["metric"])
+    costs = {} if recording is None else _costs(policy, rest[0])
+    schedules = {} if recording is None else _schedules(recording, costs, config)
     with tempfile.TemporaryDirectory() as folder:
         ways = _ways(schedules, Path(folder), sampler, steps, config)
+        if policy.device.type == "cuda":
+            ways |= {f"{name}{CAPTURED}": replace(way, graphs=True) for name, way in ways.items()}
         references = _references(policy, ways, sampler)
         ways |= references
         figures = judge(
             policy, ways, rest, SystemClock(), config["noises"], config["timed"], config["seed"] + 1,
             {name: full for name, way in ways.items() if (full := _full_name(way.sampler)) in references},
         )  # fmt: skip
-    work = _branch_work(costs, schedules, ways, steps)
+    work = _work(costs, schedules, ways, steps)
     episodes = np.array([frame.episode for frame in rest])
     rows = [_row(name, own, figures, work, episodes) for name, own in figures.items()]
     best, _ = _best(rows, ways, config["tolerance"])
-    # A warm decode of a schedule names that schedule.
-    named_schedule = best.partition(WARMED)[0]
-    cached = named_schedule if named_schedule in schedules else _best(rows, schedules, config["tolerance"])[0]
-    good = _best(rows, [cached], config["tolerance"])[1]
-    if not good:
-        _log.warning("no caching schedule is within the tolerance; the nearest is %s", cached)
-    chosen = replace(schedules[cached], guard=_guards(figures, ways, cached, steps))
-    spread = _homogeneity(policy, rest, chosen, config["seed"] + 2)
-    chosen.save(out / SCHEDULE)
-    named = {**asdict(ways[best]), "schedule": SCHEDULE if named_schedule in schedules else None}
+    told, schedule_file = best, None
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
         "steps": steps, "recorded": len(recorded), "judged": len(rest), "noises": config["noises"],
-        "episodes": len(set(episodes.tolist())), "metric": recording.metric, "tolerance": config["tolerance"],
-        "recommendation": best, "equal_time": _at_equal_time(rows, cached), "rivals": _rivals(rows, cached, schedules),
-        "cached": cached, "cached_is_good": good,
-        "guard": {str(first): bound for first, bound in chosen.guard.items()}, "homogeneity": spread, "rows": rows,
+        "episodes": len(set(episodes.tolist())), "tolerance": config["tolerance"], "recommendation": best,
+        "cached": None, "rows": rows,
     }  # fmt: skip
+    if recording is not None:
+        chosen, caching = _caching(policy, rest, recording.metric, rows, ways, figures, schedules, best, config)
+        chosen.save(out / SCHEDULE)
+        told, schedule_file = caching["cached"], str(out / SCHEDULE)
+        document |= caching
     write_json(out / "calibration.json", document)
     chart = pareto(_families(rows), ("milliseconds a chunk, median", "mean distance from the recorded chunk"))
     with replacing(out / "calibration.png") as temporary:
         temporary.write_bytes(chart.png)
     write_text(out / "calibration.html", page(document, chart.svg))
     if config["name"]:
-        write_json(out / NAMED, named)
-    told = next(row for row in rows if row["variant"] == cached)
+        named = asdict(ways[best])
+        write_json(out / NAMED, {**named, "schedule": SCHEDULE if _scheduled(best) in schedules else None})
+    row = next(row for row in rows if row["variant"] == told)
     return {
-        "schedule": str(out / SCHEDULE), "steps": steps, "updates": chosen.updates,
-        "flops_ratio": told["flops_ratio"], "action_error": told["deviation"],
-        "cached": cached, "recommendation": best, "report": str(out / "calibration.html"), "rows": rows,
+        "schedule": schedule_file, "steps": steps, "updates": None if recording is None else chosen.updates,
+        "flops_ratio": row["flops_ratio"], "action_error": row["deviation"], "cached": document["cached"],
+        "recommendation": best, "report": str(out / "calibration.html"), "rows": rows,
     }  # fmt: skip
+
+
+def _caching(
+    policy: VLAPolicy,
+    frames: Sequence[Frame],
+    metric: str,
+    rows: Sequence[Mapping[str, Any]],
+    ways: Mapping[str, Decode],
+    figures: Mapping[str, Judgement],
+    schedules: Mapping[str, Schedule],
+    best: str,
+    config: Mapping[str, Any],
+) -> tuple[Schedule, dict[str, Any]]:
+    """The schedule that is kept, with its guard, and what is to be said of caching."""
+    # A warm decode of a schedule names that schedule.
+    own = _scheduled(best)
+    cached = own if own in schedules else _best(rows, schedules, config["tolerance"])[0]
+    good = _best(rows, [cached], config["tolerance"])[1]
+    if not good:
+        _log.warning("no caching schedule is within the tolerance; the nearest is %s", cached)
+    steps = schedules[cached].steps
+    chosen = replace(schedules[cached], guard=_guards(figures, ways, cached, steps))
+    return chosen, {
+        "metric": metric, "cached": cached, "cached_is_good": good, "equal_time": _at_equal_time(rows, cached),
+        "rivals": _rivals(rows, cached, schedules),
+        "guard": {str(first): bound for first, bound in chosen.guard.items()},
+        "homogeneity": _homogeneity(policy, frames, chosen, config["seed"] + 2),
+    }  # fmt: skip
+
+
+def _scheduled(way: str) -> str:
+    """The schedule that a way goes by, whatever else it does; another way's is none."""
+    return way.removesuffix(CAPTURED).partition(WARMED)[0]
 
 
 def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: int, out: Path) -> None:
     """ValueError for whatever would fail once minutes have gone into recording."""
     backbone: Any = policy.backbone
-    if not hasattr(backbone, "blocks"):
+    reuses = sampler != MASKED
+    if reuses and not hasattr(backbone, "blocks"):
         raise ValueError(f"calibrate: expected a backbone with blocks, got {backbone.name}")
-    ranges = (("updates", 1, steps), ("bubble", 0, len(backbone.blocks())), ("fewer_steps", 1, steps - 1))
+    ranges = [("fewer_steps", 1, steps - 1)]
+    if reuses:
+        ranges += [("updates", 1, steps), ("bubble", 0, len(backbone.blocks()))]
     for name, low, high in ranges:
         for value in config[name]:
             if not low <= value <= high:
@@ -137,14 +178,14 @@ def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: in
                     f"{name}: expected numbers from {low} to {high}, got {value}; this policy takes {steps} steps"
                 )
     for name in ("updates", "bubble"):
-        if not config[name]:
+        if reuses and not config[name]:
             raise ValueError(f"{name}: expected at least one number, got none; a schedule needs it")
     for share in config["warm_start"]:
         Decode("exact", warm_start=share)
     if config["warm_start"]:
         overlap(policy)
     for fewer in config["fewer_steps"]:
-        for other in ("ddim", "dpm") if sampler != "euler" else (None,):
+        for other in ("ddim", "dpm") if sampler not in ("euler", MASKED) else (None,):
             policy.decoding(Decode("plain", sampler=other, steps=fewer))
     if not config["tolerance"] >= 0:
         raise ValueError(f"tolerance: expected a share from 0 on, got {config['tolerance']}")
@@ -183,6 +224,8 @@ def _ways(
     schedules: Mapping[str, Schedule], folder: Path, sampler: str, steps: int, config: Mapping[str, Any]
 ) -> dict[str, Decode]:
     """Every way to decode by its name. Schedules are written into `folder`."""
+    if sampler == MASKED:
+        return {"plain": PLAIN, **{f"{fewer} rounds": Decode("plain", steps=fewer) for fewer in config["fewer_steps"]}}
     ways = {"plain": PLAIN, "exact": Decode("exact")}
     for index, (name, one) in enumerate(schedules.items()):
         path = folder / f"{index}.json"
@@ -234,16 +277,16 @@ def _costs(policy: VLAPolicy, frame: Frame) -> dict[Block, int]:
     return dict(zip(backbone.blocks(), backbone.costs(slots, memory), strict=True))
 
 
-def _branch_work(
+def _work(
     costs: Mapping[Block, int], schedules: Mapping[str, Schedule], ways: Mapping[str, Decode], steps: int
 ) -> dict[str, float]:
-    """The share of a full decode's multiplications in branches that each way computes."""
+    """The share of a full decode's multiplications in branches, or of its rounds, that each way computes."""
     full = steps * sum(costs.values())
     found = {}
     for name, way in ways.items():
         first = WarmStart.begins(way.warm_start, steps) if way.warm_start else 0
         if way.mode == "bac":
-            made = schedules[name.partition(WARMED)[0]]
+            made = schedules[_scheduled(name)]
             # A warm decode's first step computes everything.
             work = sum(costs[b] * (1 + sum(at > first for at in made.blocks[b])) for b in made.blocks)
             found[name] = work / full
@@ -294,7 +337,7 @@ def _guards(figures: Mapping[str, Judgement], ways: Mapping[str, Decode], cached
     found = {}
     for name, way in ways.items():
         gaps = figures[name].gap
-        if name.partition(WARMED)[0] == cached and gaps.size:
+        if _scheduled(name) == cached and gaps.size:
             first = WarmStart.begins(way.warm_start, steps) if way.warm_start else 0
             found[first] = float(gaps.max() + 0.1 * (gaps.max() - gaps.min()))
     return found

@@ -133,9 +133,9 @@ class _Way:
         drawn = head.draw(count, torch.Generator().manual_seed(seed))
         return {key: value.to(self.policy.device) for key, value in drawn.items()}
 
-    def many(self, context: Any, noise: Noise, guess: Tensor | None = None) -> tuple[Tensor, list[float]]:
+    def many(self, context: Any, count: int, seed: int, guess: Tensor | None = None) -> tuple[Tensor, list[float]]:
         """Chunks [N, T, A] on the CPU, and how far from calibration what they reused was."""
-        chunks = self._decode(self._many, context, noise, guess)
+        chunks = self._decode(self._many, context, count, seed, guess)
         gap = self._many.cache.gap() if isinstance(self._many, PreparedDecoder) and self._many.cache else None
         return chunks.cpu(), [] if gap is None else gap.tolist()
 
@@ -150,21 +150,20 @@ class _Way:
             )
         return found
 
-    def seconds(self, context: Any, noise: Noise, guess: Tensor | None, clock: Clock) -> float:
-        """Of one decode, with the first of the noises and of the guesses."""
-        one = {"start": noise["start"][:1]} | ({"steps": noise["steps"][:, :1]} if "steps" in noise else {})
+    def seconds(self, context: Any, seed: int, guess: Tensor | None, clock: Clock) -> float:
+        """Of one decode, with the first of the guesses."""
         finish(self.policy.device)
         began = clock.now()
-        self._decode(self._one, context, one, None if guess is None else guess[:1])
+        self._decode(self._one, context, 1, seed, None if guess is None else guess[:1])
         finish(self.policy.device)
         return clock.now() - began
 
-    def _decode(self, decoder: Decoder, context: Any, noise: Noise, guess: Tensor | None) -> Tensor:
-        batch = len(noise["start"])
+    def _decode(self, decoder: Decoder, context: Any, count: int, seed: int, guess: Tensor | None) -> Tensor:
+        noise = self.noise(count, seed)
         if guess is None:
-            return decoder(context, None, noise, batch)
+            return decoder(context, None, noise, count)
         assert self.warm is not None
-        return decoder(context, None, noise, batch, guess, self.warm.first)
+        return decoder(context, None, noise, count, guess, self.warm.first)
 
 
 @torch.no_grad()
@@ -212,15 +211,14 @@ def judge(
         wanted = torch.from_numpy(policy.action.forward(recorded[index].actions))
         chunks = {}
         for name, way in known.items():
-            noise = way.noise(noises, seed_of(seed, index, 0))
-            guess = way.guess(now)
+            guess, drawn = way.guess(now), seed_of(seed, index, 0)
             if index <= timed:
-                taken = way.seconds(alone, noise, guess, clock)
+                taken = way.seconds(alone, drawn, guess, clock)
                 # The first decode of all makes buffers.
                 seconds[name] += [taken] if index or len(frames) == 1 else []
-            chunks[name], gap = way.many(context, noise, guess)
+            chunks[name], gap = way.many(context, noises, drawn, guess)
             gaps[name].append(gap)
-        chunks[OTHER_NOISE], _ = full.many(context, full.noise(noises, seed_of(seed, index, 1)))
+        chunks[OTHER_NOISE], _ = full.many(context, noises, seed_of(seed, index, 1))
         for name, chunk in chunks.items():
             apart = chunk - chunks[(references or {}).get(name, "plain")]
             error = (chunk - wanted).abs().mean((1, 2))
@@ -245,11 +243,11 @@ def _lead_up(
     """
     backbone: Any = policy.backbone
     for link, (seen, seed) in enumerate(before):
-        context, drawn = backbone.encode(policy.batch([seen] * noises)), full.noise(noises, seed)
-        first = None if link else full.many(context, drawn)[0]
+        context = backbone.encode(policy.batch([seen] * noises))
+        first = None if link else full.many(context, noises, seed)[0]
         for way in warm:
             assert way.warm is not None
-            rows = way.many(context, way.noise(noises, seed), way.guess(seen[-1]))[0] if first is None else first
+            rows = way.many(context, noises, seed, way.guess(seen[-1]))[0] if first is None else first
             way.warm.keep(rows.to(policy.device), seen[-1].time, seen[-1].instruction)
 
 
@@ -278,8 +276,8 @@ def homogeneity(
             continue
         with torch.no_grad():
             context = backbone.encode(policy.batch([frame.seen]))
-            noise = plain.noise(1, seed_of(seed, index, 1))
-            wanted, _ = plain.many(context, noise)
+            drawn = seed_of(seed, index, 1)
+            noise, (wanted, _) = plain.noise(1, drawn), plain.many(context, 1, drawn)
             *theirs, my = (float((one(context, None, noise).cpu() - wanted).square().mean()) for one in (*made, mine))
         others.append(theirs)
         own.append(my)

@@ -117,11 +117,39 @@ def test_flow_is_calibrated_by_what_fits_it_and_refused_before_anything_is_recor
     calibrated(tmp_path / "flow", tmp_path / "out", *few)
     rows = json.loads((tmp_path / "out" / "calibration.json").read_text())["rows"]
     names = {row["variant"] for row in rows}
-    assert {"uniform 5", "uniform 7", "5 steps"} <= names
+    assert {"uniform 5", "5 steps"} <= names
     assert not {"uniform 10", "10 steps"} & names
     monkeypatch.setattr(calibrate, "collect_few", lambda *_: pytest.fail("recorded for nothing"))
     with pytest.raises(ValueError, match="expected numbers from 1 to 8, got 9"):
         calibrated(tmp_path / "flow", tmp_path / "out", "updates=[9]")
+
+
+def test_masked_diffusion_is_judged_with_fewer_rounds(recorded, tmp_path):
+    head = ["head=discrete_diffusion", "head.decoding.rounds=4", "tokenizer=bins"]
+    finetune.finetune(load("finetune", [f"data={recorded}", f"out={tmp_path / 'masked'}", *TINY, *head]))
+    line, code = calibrated(tmp_path / "masked", "null", f"data={recorded}", "fewer_steps=[1,2]", "name=true")
+    assert (code, line["schedule"], line["cached"]) == (0, None, None)
+    assert not (tmp_path / "masked" / "schedule.json").exists()
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "masked" / "calibration.json").read_text())["rows"]}
+    assert set(rows) == {"plain", "1 rounds", "2 rounds", "plain, other noise"}
+    assert [rows[name]["flops_ratio"] for name in ("1 rounds", "2 rounds")] == [0.25, 0.5]
+    assert rows["1 rounds"]["deviation"] > 0
+    named = Decode(**json.loads((tmp_path / "masked" / "decode.json").read_text()))
+    assert f"{named.steps} rounds" == line["recommendation"]
+    assert load_policy(tmp_path / "masked").spec.decode["rounds"] == named.steps
+    with pytest.raises(ValueError, match="expected numbers from 1 to 3, got 4; this policy takes 4 steps"):
+        calibrated(tmp_path / "masked", tmp_path / "out", f"data={recorded}", "fewer_steps=[4]")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_every_way_is_captured_too(diffusion, recorded, tmp_path):
+    calibrated(diffusion, tmp_path, f"data={recorded}", "device=cuda")
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "calibration.json").read_text())["rows"]}
+    eager = [name for name in rows if not name.endswith(", captured") and "other noise" not in name]
+    eager = [name for name in eager if not name.endswith(", in full")]
+    assert {f"{name}, captured" for name in eager} <= set(rows)
+    for name in eager:
+        assert rows[f"{name}, captured"]["deviation"] == pytest.approx(rows[name]["deviation"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""`python -m vla_runtime.calibrate`: what a denoising policy may reuse over its steps, and what that costs.
+"""`python -m vla_runtime.calibrate`: what a denoising policy may reuse over its steps, or which rounds masked diffusion
+can do without, and what that costs.
 
     python -m vla_runtime.calibrate policy=nano_lift_diffusion data=data/lift
 
@@ -37,7 +38,8 @@ def calibrate(config: Config) -> Result:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> Table:
-    table = Table(title=f"recommended: {found['recommendation']}; of the cached: {found['cached']}")
+    cached = "" if found["cached"] is None else f"; of the cached: {found['cached']}"
+    table = Table(title=f"recommended: {found['recommendation']}{cached}")
     table.add_column("variant")
     for head in ("p50 ms", "speed-up", "work", "from full", "from recorded", "mean more than plain"):
         table.add_column(head, justify="right")

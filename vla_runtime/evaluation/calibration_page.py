@@ -14,11 +14,12 @@ from vla_runtime.evaluation.page import document, number, section, table
 
 def page(calibration: Mapping[str, Any], chart: str) -> str:
     """The page of a calibration.json; chart: its plot, as SVG."""
-    cached = str(calibration["cached"])
+    cached = calibration["cached"]
     title = f"Calibration of {calibration['policy']}"
     said = {key: escape(str(value)) for key, value in calibration.items() if key != "rows"}
+    made = f"{said['steps']} rounds" if cached is None else f"{said['steps']} steps; recorded on {said['recorded']}"
     told = (
-        f"{said['sampler']}, {said['steps']} steps; recorded on {said['recorded']}, judged on {said['judged']} frames "
+        f"{said['sampler']}, {made}, judged on {said['judged']} frames "
         f"of {said['episodes']} other episodes with {said['noises']} noises each; {said['hardware']}. "
         f"{verdict(calibration)}"
     )
@@ -47,9 +48,9 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
     )
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=soft>{told}</p>", f'<div class="card">{chart}</div>']
     parts += [section("Every way to decode", table(lines, heads) + note)]
-    if calibration["rivals"]:
-        parts.append(section(f"Beside {escape(cached)}: other schedules", _rivals(calibration)))
-    spread = calibration["homogeneity"]
+    if calibration.get("rivals"):
+        parts.append(section(f"Beside {escape(str(cached))}: other schedules", _rivals(calibration)))
+    spread = calibration.get("homogeneity")
     if spread is not None:
         parts.append(section("One demonstration's schedule on others", _spread(spread)))
     return document(title, parts)
@@ -60,6 +61,8 @@ def verdict(calibration: Mapping[str, Any]) -> str:
     best, cached = calibration["recommendation"], calibration["cached"]
     allowed = f"at most {calibration['tolerance']:.0%} further from recorded ones than the plain decode's"
     found = f"Recommended: <b>{escape(best)}</b>, the fastest whose chunks are shown to be, on average, {allowed}. "
+    if cached is None:
+        return found
     if not best.startswith(cached):
         found += f"It beats caching, whose best is {escape(cached)}"
         found += ". " if calibration["cached_is_good"] else ", the nearest: no schedule is within the tolerance. "
