@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from rounds import kept_equals_anew
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.checkpoint import checkpoint
 from transformers import Florence2ForConditionalGeneration
@@ -387,3 +388,7 @@ def test_heads_of_tokens_learn_eight_chunks_by_heart(head, attention):
         decoded = policy.decode(backbone, backbone.encode(observations), None, noise, 8)
     error = (decoded - chunks()).abs().mean()
     assert error < 0.02, float(error)
+
+
+def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say(either):
+    kept_equals_anew(either, batch("lift it", "put it down"), either.width)

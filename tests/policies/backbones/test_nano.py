@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rounds import kept_equals_anew
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,3 +125,7 @@ def test_costs_are_the_multiplications_that_run(nano):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         decoder.step(context, torch.randn(1, slots, tokens.shape[2]))
     assert 2 * sum(decoder.costs(slots, memory)) == counter.get_total_flops()
+
+
+def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say(nano):
+    kept_equals_anew(nano, batch("lift it", "put it down"), TINY.width)

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from rounds import kept_equals_anew
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.checkpoint import checkpoint
 
@@ -450,3 +451,7 @@ def test_a_prefix_that_never_sees_slots_needs_no_refreshing():
         rounds_of(RefreshedPrefix(backbone, [0]), backbone.encode(batch("Lift")), 1)
     with pytest.raises(ValueError, match="expected rounds from 0 on"):
         RefreshedPrefix(backbone, [-1])
+
+
+def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say():
+    kept_equals_anew(loud(), batch(*INSTRUCTIONS[:2]), WIDTH)
