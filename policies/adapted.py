@@ -99,15 +99,18 @@ def llama_like(layers: Sequence[Any]) -> tuple[list[Branch], tuple[Block, ...]]:
 
 
 def diffusers_blocks(blocks: Sequence[Any]) -> tuple[list[Branch], tuple[Block, ...]]:
-    """Branches of diffusers' BasicTransformerBlock, whose norms may also give gates, and their names."""
+    """Branches of diffusers' BasicTransformerBlock, and their names. Norms that also give gates are not skipped."""
     branches: list[Branch] = []
     names: list[Block] = []
     for index, block in enumerate(blocks):
-        branches.append((None, block.attn1))
-        names.append(Block(index, "self"))
-        if block.attn2 is not None:
-            branches.append((None, block.attn2))
-            names.append(Block(index, "cross"))
-        branches.append((None, block.ff))
-        names.append(Block(index, "feed"))
+        alone = block.norm_type == "layer_norm"
+        parts = (
+            ("self", block.norm1, block.attn1),
+            ("cross", block.norm2, block.attn2),
+            ("feed", block.norm3, block.ff),
+        )
+        for name, norm, module in parts:
+            if module is not None:
+                branches.append((norm if alone else None, module))
+                names.append(Block(index, name))
     return branches, tuple(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from diffusers.models.attention import BasicTransformerBlock
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from policies.adapted import Adapted, diffusers_blocks
@@ -158,3 +159,20 @@ def test_gated_branches_of_diffusers_are_kept_before_their_gate():
 def test_another_number_of_branches_is_refused(pi0):
     with pytest.raises(ValueError, match="expected one for 4 branches, got one for 3"):
         Adapted(pi0.branches()[0], FeatureCache([{0, 1, 2}], 3))
+
+
+def test_plain_norms_of_diffusers_are_skipped_with_their_branches(monkeypatch):
+    torch.manual_seed(0)
+    block = BasicTransformerBlock(16, 2, 8, cross_attention_dim=12).eval().requires_grad_(False)
+    branches, names = diffusers_blocks([block])
+    assert [name.kind for name in names] == ["self", "cross", "feed"]
+    first, second, memory = torch.randn(1, 4, 16), torch.randn(1, 4, 16), torch.randn(1, 5, 12)
+    added, normed, norm = block(first, encoder_hidden_states=memory) - first, [], torch.nn.functional.layer_norm
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda *given: (normed.append(1), norm(*given))[1])
+    with Adapted(branches, FeatureCache([{0, 1, 2}, set()], 3)) as adapted:
+        adapted.begin()
+        for hidden in (first, second):
+            adapted.advance()
+            found = block(hidden, encoder_hidden_states=memory)
+            torch.testing.assert_close(found, hidden + added, rtol=0, atol=1e-5)
+    assert len(normed) == 3
