@@ -27,7 +27,6 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
         (
             escape(str(row["variant"])),
             number(row["p50_ms"]),
-            number(row["p95_ms"]),
             "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             f"{row['flops_ratio']:.1%}",
             f"{row['deviation']:.4f} {_interval(row['deviation_interval'])}",
@@ -38,13 +37,12 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
         for row in calibration["rows"]
     ]
     heads = (
-        "", "#p50 ms", "#p95 ms", "#speed", "#of the branches' work", "#from full, median",
-        "#from recorded, median", "#from recorded, mean", "#mean more than plain",
+        "", "#ms", "#speed", "#work", "#from full, median", "#from recorded, median", "#mean", "#more than plain",
     )  # fmt: skip
     note = (
         "<p class=soft>Distances are mean absolute differences in [-1, 1], from the full decode of the same sampler "
         "with the same noise; brackets are 95 % bootstrap intervals over episodes. Milliseconds are of the decode "
-        "alone, one chunk at a time.</p>"
+        "alone, one chunk at a time, in the median; work is that of the branches.</p>"
     )
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=soft>{told}</p>", f'<div class="card">{chart}</div>']
     parts += [section("Every way to decode", table(lines, heads) + note)]
