@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from policies.checkpoint import load_policy, own_class
 from policies.decoding import Decode
@@ -26,7 +25,7 @@ from policies.judging import EARLIER, Frame, frames, overlap
 from policies.presets import Pi0Subject, preset_policy, random_observations
 from policies.shipped import folder_of
 from policies.sweep import sweep, sweep_plot
-from policies.timing import finish
+from policies.timing import counted_flops, finish
 from policies.variants import Pi0Head, Variant, pi0_variants, variants_of
 from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
@@ -65,6 +64,8 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     of another contract; ValueError for settings that cannot be.
     """
     device, preset = config["device"], config["preset"]
+    if not isinstance(config["bubble"], list) or not config["bubble"]:
+        raise ValueError(f"bubble: expected a list of numbers such as [3,5], got {config['bubble']!r}")
     if config["sweep"] and "backbone" not in preset:
         got = preset["name"] or "a trained policy"
         raise ValueError(f"sweep=true: expected a preset with a backbone of this package, got {got}")
@@ -251,28 +252,15 @@ def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int | None:
     """Counted floating-point operations of the decode, by torch's own counter; None of a graph, where it sees none."""
     if one.captured:
         return None
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     context = one.backbone.remember(*one.backbone.features(policy.batch([frame.seen])))
     noise = _noise(policy, one, seed)
     # What is guessed does not change what it costs.
     guess = torch.zeros_like(noise["start"]) if one.warm else None
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # The fused encoder layers of torch are one operation that nobody counts.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        one.begin()
-        with FlopCounterMode(display=False, custom_mapping={attention: _attention_flops}) as counter:
-            if guess is None or one.warm is None:
-                one.decoder(context, None, noise, 1)
-            else:
-                one.decoder(context, None, noise, 1, guess, one.warm.first)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops())
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+    one.begin()
+    if guess is None or one.warm is None:
+        return counted_flops(lambda: one.decoder(context, None, noise, 1))
+    first = one.warm.first
+    return counted_flops(lambda: one.decoder(context, None, noise, 1, guess, first))
 
 
 def _recorded_frames(policy: VLAPolicy, data: str, config: Mapping[str, Any]) -> list[Frame]:

@@ -7,6 +7,7 @@ shown to be as near to the recorded ones as the plain decode's are, within a tol
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +23,7 @@ from policies.checkpoint import load_policy, own_class
 from policies.decoders import WarmStart
 from policies.decoding import NAMED, PLAIN, Decode
 from policies.heads.discrete_diffusion import DiscreteDiffusion
-from policies.judging import OTHER_NOISE, Frame, Judgement, frames, homogeneity, judge, overlap
+from policies.judging import Frame, Judgement, frames, homogeneity, judge, overlap
 from policies.plots import pareto
 from policies.shipped import folder_of
 from policies.vla import VLAPolicy
@@ -45,7 +46,9 @@ _EQUAL_WORK = 0.1
 # Of masked diffusion: its name, and rounds.
 MASKED, ROUNDS = "masked", (1, 2, 4, 8)
 CAPTURED = ", captured"
-USUAL = {"updates": (5, 10, 20), "fewer_steps": (5, 10, 16)}
+USUAL = {"updates": (5, 10, 20), "fewer_steps": (5, 10, 16), "bubble": (3, 5), "warm_start": (0.1, 0.2, 0.4)}
+# Settings of what masked diffusion has not.
+_REUSE = ("updates", "bubble", "warm_start")
 # From how many demonstrations a schedule is made, each alone, and tried on all others.
 SOURCES = 3
 _log = logging.getLogger(__name__)
@@ -64,13 +67,7 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     policy = load_policy(values["folder"], heads, config["device"], Decode("plain"))
     masked = isinstance(policy.head, DiscreteDiffusion)
     sampler, steps = (MASKED, policy.head.decoding.rounds) if masked else sampler_of(policy.head)
-    config = dict(config)
-    if masked:
-        # Of rounds nothing is reused, and none begins warm.
-        config |= {"updates": [], "bubble": [], "warm_start": []}
-    for name, usual in (USUAL | ({"fewer_steps": ROUNDS} if masked else {})).items():
-        if config[name] is None:
-            config[name] = [number for number in usual if number < steps] or [max(1, steps // 2)]
+    config = _with_usual(config, policy, masked, steps)
     out = Path(config["out"] or folder_of(values["folder"]))
     _check(config, policy, sampler, steps, out)
     data = data_folder()
@@ -97,14 +94,15 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
             policy, ways, rest, SystemClock(), config["noises"], config["timed"], config["seed"] + 1,
             {name: full for name, way in ways.items() if (full := _full_name(way.sampler)) in references},
         )  # fmt: skip
-    work = _work(costs, schedules, ways, steps)
     episodes = np.array([frame.episode for frame in rest])
-    rows = [_row(name, own, figures, work, episodes) for name, own in figures.items()]
+    rows = _with_front([_row(name, own, figures, episodes) for name, own in figures.items()])
     best, _ = _best(rows, ways, config["tolerance"])
     told, schedule_file = best, None
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
-        "steps": steps, "recorded": len(recorded), "judged": len(rest), "noises": config["noises"],
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "precision": policy.precision,
+        "steps": steps, "recorded": len(recorded), "judged": len(rest),
+        "noises": figures["plain"].expert_error.shape[1],
         "episodes": len(set(episodes.tolist())), "tolerance": config["tolerance"], "recommendation": best,
         "cached": None, "rows": rows,
     }  # fmt: skip
@@ -119,7 +117,8 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
         temporary.write_bytes(chart.png)
     write_text(out / "calibration.html", page(document, chart.svg))
     if config["name"]:
-        named = asdict(ways[best])
+        # Whether to capture is for whoever knows the machine it runs on.
+        named = {**asdict(ways[best]), "graphs": None}
         write_json(out / NAMED, {**named, "schedule": SCHEDULE if _scheduled(best) in schedules else None})
     row = next(row for row in rows if row["variant"] == told)
     return {
@@ -127,6 +126,24 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
         "flops_ratio": row["flops_ratio"], "action_error": row["deviation"], "cached": document["cached"],
         "recommendation": best, "report": str(out / "calibration.html"), "rows": rows,
     }  # fmt: skip
+
+
+def _with_usual(config: Mapping[str, Any], policy: VLAPolicy, masked: bool, steps: int) -> dict[str, Any]:
+    """Settings with the usual values where nobody says others. ValueError for some that mean nothing here."""
+    found = dict(config)
+    backbone: Any = policy.backbone
+    blocks = len(backbone.blocks()) if hasattr(backbone, "blocks") else 0
+    most = {"updates": steps - 1, "fewer_steps": steps - 1, "bubble": blocks, "warm_start": 1}
+    for name, usual in (USUAL | ({"fewer_steps": ROUNDS} if masked else {})).items():
+        if masked and name in _REUSE:
+            if found[name]:
+                raise ValueError(f"{name}: expected null for masked diffusion, which reuses nothing, got {found[name]}")
+            found[name] = []
+        elif found[name] is None:
+            found[name] = [number for number in usual if number <= most[name]] or [max(1, most[name] // 2)]
+        if not isinstance(found[name], list):
+            raise ValueError(f"{name}: expected a list of numbers, got {found[name]!r}")
+    return found
 
 
 def _caching(
@@ -153,7 +170,7 @@ def _caching(
         "metric": metric, "cached": cached, "cached_is_good": good, "equal_time": _at_equal_time(rows, cached),
         "rivals": _rivals(rows, cached, schedules),
         "guard": {str(first): bound for first, bound in chosen.guard.items()},
-        "homogeneity": _homogeneity(policy, frames, chosen, config["seed"] + 2),
+        "homogeneity": _homogeneity(policy, frames, chosen, config),
     }  # fmt: skip
 
 
@@ -189,9 +206,9 @@ def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: in
             policy.decoding(Decode("plain", sampler=other, steps=fewer))
     if not config["tolerance"] >= 0:
         raise ValueError(f"tolerance: expected a share from 0 on, got {config['tolerance']}")
-    if not config["name"] and (out / NAMED).is_file():
+    if reuses and not config["name"] and (out / NAMED).is_file() and json.loads((out / NAMED).read_text())["schedule"]:
         raise ValueError(
-            f"{out / NAMED}: expected none, since it may name the schedule that would be replaced; take name=true to "
+            f"{out / NAMED}: expected one that names no schedule, since that would be replaced; take name=true to "
             "write both anew, or another out="
         )
     if config["objective"] not in ("full", "adjacent"):
@@ -277,28 +294,21 @@ def _costs(policy: VLAPolicy, frame: Frame) -> dict[Block, int]:
     return dict(zip(backbone.blocks(), backbone.costs(slots, memory), strict=True))
 
 
-def _work(
-    costs: Mapping[Block, int], schedules: Mapping[str, Schedule], ways: Mapping[str, Decode], steps: int
-) -> dict[str, float]:
-    """The share of a full decode's multiplications in branches, or of its rounds, that each way computes."""
-    full = steps * sum(costs.values())
-    found = {}
-    for name, way in ways.items():
-        first = WarmStart.begins(way.warm_start, steps) if way.warm_start else 0
-        if way.mode == "bac":
-            made = schedules[_scheduled(name)]
-            # A warm decode's first step computes everything.
-            work = sum(costs[b] * (1 + sum(at > first for at in made.blocks[b])) for b in made.blocks)
-            found[name] = work / full
-        else:
-            found[name] = (way.steps or steps - first) / steps
-    return {**found, OTHER_NOISE: 1.0}
+def _with_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which rows nothing beats in both time and distance, by more than a rounding error."""
+    timed = [row for row in rows if row["p50_ms"] is not None]
+    for row in rows:
+        row["front"] = row in timed and not any(
+            other["p50_ms"] < row["p50_ms"] and other["expert_error"] <= row["expert_error"] * (1 + 1e-6)
+            for other in timed
+        )
+    return rows
 
 
-def _row(
-    name: str, own: Judgement, figures: Mapping[str, Judgement], work: Mapping[str, float], episodes: Array
-) -> dict[str, Any]:
+def _row(name: str, own: Judgement, figures: Mapping[str, Judgement], episodes: Array) -> dict[str, Any]:
     plain = figures["plain"]
+    # Nobody counts a graph's: they are those of what was captured.
+    flops = own.flops or figures[name.removesuffix(CAPTURED)].flops or 0
     timed = len(own.seconds) > 0
 
     def milliseconds(share: float) -> float | None:
@@ -314,7 +324,8 @@ def _row(
         "p50_ms": milliseconds(0.5),
         "p95_ms": milliseconds(0.95),
         "speedup": round(float(np.median(plain.seconds) / np.median(own.seconds)), 2) if timed else None,
-        "flops_ratio": round(work[name], 4),
+        "flops": flops,
+        "flops_ratio": round(flops / (plain.flops or 1), 4),
         "deviation": float(np.median(deviation)),
         "deviation_interval": bootstrap_interval(deviation, np.median),
         "expert_error": float(np.mean(error)),
@@ -346,7 +357,14 @@ def _guards(figures: Mapping[str, Judgement], ways: Mapping[str, Decode], cached
 def _at_equal_time(rows: Sequence[Mapping[str, Any]], cached: str) -> dict[str, Any]:
     """Of all ways that are no slower than a cached one, that whose chunks are nearest to the recorded ones."""
     own = next(row for row in rows if row["variant"] == cached)
-    known = [row for row in rows if row["p50_ms"] is not None and row["p50_ms"] <= own["p50_ms"]]
+    # What is captured is told by what is, what is not by what is not.
+    known = [
+        row
+        for row in rows
+        if row["p50_ms"] is not None
+        and row["p50_ms"] <= own["p50_ms"]
+        and row["variant"].endswith(CAPTURED) == own["variant"].endswith(CAPTURED)
+    ]
     best = min(known, key=lambda row: float(row["expert_error"]))
     kept = ("variant", "p50_ms", "expert_error")
     return {"cached": {key: own[key] for key in kept}, "nearest": {key: best[key] for key in kept}}
@@ -374,7 +392,9 @@ def _rivals(rows: Sequence[Mapping[str, Any]], cached: str, schedules: Mapping[s
     return found
 
 
-def _homogeneity(policy: VLAPolicy, frames: Sequence[Frame], chosen: Schedule, seed: int) -> dict[str, Any] | None:
+def _homogeneity(
+    policy: VLAPolicy, frames: Sequence[Frame], chosen: Schedule, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """How schedules from one demonstration do on others, beside their own; None with too few frames."""
     seen = {frame.episode: frame for frame in reversed(frames)}
     tried = list(seen.values())[: HOMOGENEITY + SOURCES]
@@ -385,7 +405,8 @@ def _homogeneity(policy: VLAPolicy, frames: Sequence[Frame], chosen: Schedule, s
         )  # fmt: skip
     if len(tried) <= SOURCES:
         return None
-    others, own = homogeneity(policy, tried, SOURCES, chosen, seed)
+    force_last = bool(config["force_last_step"])
+    others, own = homogeneity(policy, tried, SOURCES, chosen, config["seed"] + 2, force_last)
     ratio = others / np.maximum(own, 1e-12)
     return {
         "demonstrations": len(tried) - SOURCES, "sources": SOURCES, "method": chosen.method,

@@ -20,7 +20,7 @@ from policies.calibration import Noise, record, schedule, seed_of
 from policies.decoders import Decoder
 from policies.decoding import PLAIN, Decode
 from policies.heads.prepared import PreparedDecoder
-from policies.timing import finish
+from policies.timing import counted_flops, finish
 from policies.vla import VLAPolicy
 from vla_runtime.control.clock import Clock
 from vla_runtime.data.joined import Joined
@@ -60,13 +60,14 @@ class Judgement:
     deviation: float64 [F, N], mean absolute difference of the rows to those of the full decode with the same noise,
     in [-1, 1]; expert_error: the same to the recorded chunk. seconds: of single decodes of the first frames, the
     encoding of the observation not among them. gap: [F, N], how much less alike than in calibration reused outputs
-    were to new ones; empty where nothing is reused.
+    were to new ones; empty where nothing is reused. flops: counted, of one decode; None of a graph, where nobody can.
     """
 
     deviation: Array
     expert_error: Array
     seconds: Array
     gap: Array
+    flops: int | None
 
 
 def frames(
@@ -158,6 +159,13 @@ class _Way:
         finish(self.policy.device)
         return clock.now() - began
 
+    def flops(self, context: Any, seed: int, guess: Tensor | None) -> int | None:
+        """Of one decode, counted; None of a graph."""
+        if self.policy.spec.decode.get("graphs"):
+            return None
+        one = None if guess is None else guess[:1]
+        return counted_flops(lambda: self._decode(self._one, context, 1, seed, one))
+
     def _decode(self, decoder: Decoder, context: Any, count: int, seed: int, guess: Tensor | None) -> Tensor:
         noise = self.noise(count, seed)
         if guess is None:
@@ -180,9 +188,9 @@ def judge(
     """Every way to decode on every frame, in turn, so that whatever else the machine does hits all alike.
 
     "plain" is always among them, since deviations are from it, but for ways that `references` names another one for,
-    and so is "plain, other noise", which is how far two
-    plain decodes lie apart. Warm starts begin with their own chunk of the observation before, that with the one before
-    it, and so on; the first is plain. timed: of how many frames single decodes are timed; the first is for warming up.
+    and so is, where noise is drawn at all, "plain, other noise": how far two plain decodes lie apart. Warm starts begin
+    with their own chunk of the observation before, that with the one before it, and so on; the first is plain. timed:
+    of how many frames single decodes are timed; the first is for warming up.
     ValueError for no frames or noises, and for a warm start where a frame has no observation before it.
     """
     recorded = [frame.chunk for frame in frames if frame.chunk is not None]
@@ -195,7 +203,11 @@ def judge(
     warm = [way for way in known.values() if way.warm]
     if warm and not all(frame.before for frame in frames):
         raise ValueError("calibrate: expected an observation before every frame for a warm start, got one without")
-    figures: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in [*known, OTHER_NOISE]}
+    # Greedy rounds draw nothing: they say the same however often they are asked.
+    drawn_at_all = bool(plain.noise(1, seed))
+    noises = noises if drawn_at_all else 1
+    figures: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in known}
+    flops: dict[str, int | None] = {}
     seconds: dict[str, list[float]] = {name: [] for name in known}
     gaps: dict[str, list[list[float]]] = {name: [] for name in known}
     backbone: Any = policy.backbone
@@ -212,21 +224,25 @@ def judge(
         chunks = {}
         for name, way in known.items():
             guess, drawn = way.guess(now), seed_of(seed, index, 0)
+            if not index:
+                flops[name] = way.flops(alone, drawn, guess)
             if index <= timed:
                 taken = way.seconds(alone, drawn, guess, clock)
                 # The first decode of all makes buffers.
                 seconds[name] += [taken] if index or len(frames) == 1 else []
             chunks[name], gap = way.many(context, noises, drawn, guess)
             gaps[name].append(gap)
-        chunks[OTHER_NOISE], _ = full.many(context, noises, seed_of(seed, index, 1))
+        if drawn_at_all:
+            chunks[OTHER_NOISE], _ = full.many(context, noises, seed_of(seed, index, 1))
         for name, chunk in chunks.items():
             apart = chunk - chunks[(references or {}).get(name, "plain")]
             error = (chunk - wanted).abs().mean((1, 2))
-            figures[name].append((apart.abs().mean((1, 2)), error))
+            figures.setdefault(name, []).append((apart.abs().mean((1, 2)), error))
     found = {}
     for name, kept in figures.items():
         apart_FN, error_FN = (torch.stack(column).double().numpy() for column in zip(*kept, strict=True))
-        found[name] = Judgement(apart_FN, error_FN, np.array(seconds.get(name, [])), np.array(gaps.get(name, [])))
+        times, less_alike = np.array(seconds.get(name, [])), np.array(gaps.get(name, []))
+        found[name] = Judgement(apart_FN, error_FN, times, less_alike, flops.get(name, flops["plain"]))
     return found
 
 
@@ -252,13 +268,13 @@ def _lead_up(
 
 
 def homogeneity(
-    policy: VLAPolicy, frames: Sequence[Frame], sources: int, like: Schedule, seed: int = 2
+    policy: VLAPolicy, frames: Sequence[Frame], sources: int, like: Schedule, seed: int = 2, force_last: bool = True
 ) -> tuple[Array, Array]:
     """What schedules made from single frames, the first `sources`, cost on the others, and what each one's own would.
 
-    like: method, updates, bubbled blocks and metric. Mean squared differences to the plain decode with the same noise,
-    float64 [sources, F] and [F]: the claim that one demonstration is enough (arXiv 2506.13456 calls it episode
-    homogeneity), put to the test. ValueError without frames to try them on.
+    like: method, updates, bubbled blocks and metric; force_last: as it was made. Mean squared differences to the plain
+    decode with the same noise, float64 [sources, F] and [F]: the claim that one demonstration is enough (arXiv
+    2506.13456 calls it episode homogeneity), put to the test. ValueError without frames to try them on.
     """
     if not 0 < sources < len(frames):
         raise ValueError(f"calibrate: expected more than {sources} frames to try schedules on, got {len(frames)}")
@@ -270,7 +286,8 @@ def homogeneity(
     own: list[float] = []
     for index, frame in enumerate(frames):
         recording = record(policy, [frame.seen], seed_of(seed, index, 0), like.metric)
-        mine = PreparedDecoder(head, backbone, schedule(recording, like.method, like.updates, like.bubble))
+        own_plan = schedule(recording, like.method, like.updates, like.bubble, force_last)
+        mine = PreparedDecoder(head, backbone, own_plan)
         if index < sources:
             made.append(mine)
             continue

@@ -32,7 +32,7 @@ def pareto(points: Points, labels: tuple[str, str]) -> Plot:
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])
     front: list[tuple[float, float, str]] = []
     for point in every:
-        if not front or point[1] < front[-1][1]:
+        if not front or point[1] < front[-1][1] * (1 - 1e-6):
             front.append(point)
     axes.step([x for x, _, _ in front], [y for _, y, _ in front], where="post", color="0.6", zorder=1)
     for index, (name, group) in enumerate(points.items()):

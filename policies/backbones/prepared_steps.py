@@ -2,12 +2,14 @@
 
 The same sums as `ActionDecoder.step`, up to rounding: a step's time token has its keys and values already, query, key
 and value of self-attention are one product, weights lie as the processor multiplies them fastest, and no module is
-called. Which branches run is a cache's to say. Weights are laid out once for every decoder that uses them.
+called. Which branches run is a cache's to say. Weights are laid out once for every decoder that uses them, as they are
+when it is made; layers of a kind of their own (adapters, eight bits) are called as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,9 +22,11 @@ from policies.backbones.decoder import ActionDecoder, Context, KeyValue, Layer
 from vla_runtime.decoding.feature_cache import FeatureCache
 
 Branch = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 
 
-class _Linear(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Linear:
     weight: Tensor
     bias: Tensor
 
@@ -49,14 +53,14 @@ class _LaidOut(NamedTuple):
 
     heads: int
     self_norm: _Norm
-    qkv: tuple[_Linear, ...]
-    self_out: _Linear
+    qkv: tuple[Product, ...]
+    self_out: Product
     cross_norm: _Norm
-    query: _Linear
-    cross_out: _Linear
+    query: Product
+    cross_out: Product
     feed_norm: _Norm
-    up: _Linear
-    down: _Linear
+    up: Product
+    down: Product
 
     @classmethod
     def of(cls, layer: Layer) -> _LaidOut:
@@ -165,31 +169,42 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, width: int) -> Tensor:
 
 
 # The layers of a decoder as they were laid out, and of which weights.
-_known: WeakKeyDictionary[ActionDecoder, tuple[tuple[tuple[int, int], ...], list[_LaidOut]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[ActionDecoder, tuple[list[float], list[_LaidOut]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
 def _laid_out(decoder: ActionDecoder) -> list[_LaidOut]:
     """The layers, laid out once for as long as their weights are the same."""
-    weights = tuple((one.data_ptr(), one._version) for one in decoder.parameters())
+    layers = [layer for layer in decoder.layers if isinstance(layer, Layer)]
+    if not all(_plain(one) for one in decoder.modules() if isinstance(one, nn.Linear) or hasattr(one, "base_layer")):
+        return [_LaidOut.of(layer) for layer in layers]
+    # By what they say: not all that changes a tensor counts its version.
+    weights = [
+        float(sums) for one in decoder.parameters() for sums in (one.double().sum(), one.double().square().sum())
+    ]
     known = _known.get(decoder)
     if known is None or known[0] != weights:
-        known = _known[decoder] = weights, [_LaidOut.of(layer) for layer in decoder.layers if isinstance(layer, Layer)]
+        known = _known[decoder] = weights, [_LaidOut.of(layer) for layer in layers]
     return known[1]
 
 
-def _joined(*linear: nn.Linear) -> tuple[_Linear, ...]:
-    """Linear layers of the same input as one; weights of a kind of their own (eight bits) stay apart."""
-    if any(type(one.weight) is not nn.Parameter for one in linear):
-        return tuple(_laid(one) for one in linear)
+def _plain(linear: nn.Module) -> bool:
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+
+
+def _joined(*linear: nn.Linear) -> tuple[Product, ...]:
+    """Linear layers of the same input as one, where they can be."""
+    if not all(_plain(one) for one in linear):
+        return tuple(linear)
     weight, bias = (torch.cat([getattr(one, name) for one in linear]) for name in ("weight", "bias"))
     return (_Linear(_as_multiplied(weight), bias),)
 
 
-def _laid(linear: nn.Module) -> _Linear:
+def _laid(linear: nn.Module) -> Product:
+    if not _plain(linear):
+        return linear
     assert isinstance(linear, nn.Linear)
-    weight = linear.weight
-    return _Linear(_as_multiplied(weight.data) if type(weight) is nn.Parameter else weight, linear.bias)
+    return _Linear(_as_multiplied(linear.weight.data), linear.bias)
 
 
 def _as_multiplied(weight: Tensor) -> Tensor:
