@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from policies.calibration import Recording, record, sampler_of, schedule
+from policies.calibration import Recording, prefix_similarity, record, sampler_of, schedule
 from policies.checkpoint import load_policy, own_class
 from policies.decoders import WarmStart
-from policies.decoding import NAMED, PLAIN, Decode
+from policies.decoding import NAMED, PLAIN, Decode, refreshable
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.judging import Frame, Judgement, frames, homogeneity, judge, overlap
 from policies.plots import pareto
@@ -30,7 +30,7 @@ from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.data.joined import Joined
-from vla_runtime.decoding.bac import METRICS, Array, Block, Schedule
+from vla_runtime.decoding.bac import METRICS, Array, Block, Schedule, adaptive
 from vla_runtime.decoding.denoise import Denoising, noise_schedule
 from vla_runtime.disk import replacing, write_json, write_text
 from vla_runtime.evaluation.calibration_page import page
@@ -85,9 +85,13 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     costs = {} if recording is None else _costs(policy, rest[0])
     schedules = {} if recording is None else _schedules(recording, costs, config)
     with tempfile.TemporaryDirectory() as folder:
-        ways = _ways(schedules, Path(folder), sampler, steps, config)
+        if masked:
+            ways = rounds_ways(policy, recorded, config["fewer_steps"], config["seed"])
+        else:
+            ways = _ways(schedules, Path(folder), sampler, steps, config)
         if policy.device.type == "cuda":
-            ways |= {f"{name}{CAPTURED}": replace(way, graphs=True) for name, way in ways.items()}
+            captured = {name: replace(way, graphs=True) for name, way in ways.items() if way.refresh is None}
+            ways |= {f"{name}{CAPTURED}": way for name, way in captured.items()}
         references = _references(policy, ways, sampler)
         ways |= references
         figures = judge(
@@ -237,12 +241,23 @@ def _schedules(recording: Recording, costs: Mapping[Block, int], config: Mapping
     return found
 
 
+def rounds_ways(policy: VLAPolicy, recorded: Sequence[Frame], fewer: Sequence[int], seed: int) -> dict[str, Decode]:
+    """Every way to decode a masked policy: plain, fewer rounds and, where the prefix sees the slots, refreshed in
+    1 round, a quarter and half of them, in those that its own similarity on `recorded` says.
+    """
+    head: Any = policy.head
+    found = {"plain": PLAIN, **{f"{rounds} rounds": Decode("plain", steps=rounds) for rounds in fewer}}
+    if refreshable(policy.backbone):
+        alike, rounds = prefix_similarity(policy, [frame.seen for frame in recorded], seed), head.decoding.rounds
+        for count in sorted({1, max(1, rounds // 4), max(1, rounds // 2)}):
+            found[f"prefix anew {count} of {rounds} times"] = Decode("bac", refresh=adaptive(alike, count))
+    return found
+
+
 def _ways(
     schedules: Mapping[str, Schedule], folder: Path, sampler: str, steps: int, config: Mapping[str, Any]
 ) -> dict[str, Decode]:
     """Every way to decode by its name. Schedules are written into `folder`."""
-    if sampler == MASKED:
-        return {"plain": PLAIN, **{f"{fewer} rounds": Decode("plain", steps=fewer) for fewer in config["fewer_steps"]}}
     ways = {"plain": PLAIN, "exact": Decode("exact")}
     for index, (name, one) in enumerate(schedules.items()):
         path = folder / f"{index}.json"

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from policies.calibrating import rounds_ways
 from policies.calibration import prefix_similarity
 from policies.decoding import Decode
+from policies.judging import Frame
 from policies.presets import preset_policy, random_observations
 from vla_runtime.decoding.bac import adaptive
 
@@ -98,3 +100,15 @@ def test_what_needs_no_refreshing_or_cannot_have_it_is_refused(oft, make_policy,
         Decode("plain", refresh=(0,))
     with pytest.raises(ValueError, match="over a prefix that sees the slots"):
         prefix_similarity(make_policy("discrete_diffusion"), [])
+
+
+def test_calibration_tries_refreshes_where_the_prefix_sees_the_slots(oft):
+    frames = [Frame((seen,), None) for seen in random_observations(oft.spec, 2)]
+    ways = rounds_ways(oft, frames, [1, 3], 0)
+    names = {f"prefix anew {count} of {ROUNDS} times": count for count in (1, 3)}
+    assert set(ways) == {"plain", "1 rounds", "3 rounds", *names}
+    for name, count in names.items():
+        assert ways[name].refresh[0] == 0
+        assert len(ways[name].refresh) == count
+        assert oft.decoding(ways[name]).spec.decode["refresh"] == list(ways[name].refresh)
+    assert set(rounds_ways(made("prefix_lm"), frames, [1], 0)) == {"plain", "1 rounds"}
