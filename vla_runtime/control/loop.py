@@ -372,6 +372,7 @@ class _Loop:
         trace.arrivals.append(index)
         self._waits.append(now - self._asked_at)
         trace.facts.append(chunk.facts)
+        self._result.plans += 1
         if len(chunk.actions) < self._replan:
             raise SpecMismatch(f"chunk: expected at least loop.replan = {self._replan} rows, got {len(chunk.actions)}")
         if abs(chunk.period - self._policy.period) > 1e-9:
@@ -380,7 +381,7 @@ class _Loop:
         passed = (now - self._asked_at) / self._policy.period - (trace.held - self._held_before) / self._per_row
         trace.late += self._prefix and self._schedule.chunk is not None and passed > self._given + 1e-3
         accepted = self._schedule.splice(chunk, now, chunk.observed + self._given * self._policy.period)
-        self._result.plans += accepted
+        self._result.plans -= not accepted
         trace.refused += not accepted
         return answer
 
