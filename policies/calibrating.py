@@ -210,7 +210,9 @@ def _check(config: Mapping[str, Any], policy: VLAPolicy, sampler: str, steps: in
             policy.decoding(Decode("plain", sampler=other, steps=fewer))
     if not config["tolerance"] >= 0:
         raise ValueError(f"tolerance: expected a share from 0 on, got {config['tolerance']}")
-    if reuses and not config["name"] and (out / NAMED).is_file() and json.loads((out / NAMED).read_text())["schedule"]:
+    named = json.loads((out / NAMED).read_text()) if (out / NAMED).is_file() else {}
+    # One that names caching and no file means the schedule beside it.
+    if reuses and not config["name"] and (named.get("schedule") or named.get("mode") == "bac"):
         raise ValueError(
             f"{out / NAMED}: expected one that names no schedule, since that would be replaced; take name=true to "
             "write both anew, or another out="
