@@ -7,6 +7,7 @@ ask for is `policies.decoding`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from policies.batch import Committed
 from policies.heads.discrete_diffusion import DiscreteDiffusion
-from policies.heads.prepared import PreparedDecoder
+from policies.heads.prepared import Guard, PreparedDecoder
 from policies.timing import finish
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.decoding.graphs import Captured, tensors_of, with_tensors
@@ -25,9 +26,12 @@ from vla_runtime.types import ActionSpec
 
 
 class Decoder(Protocol):
-    """Decodes one chunk after another; facts: numbers about the last one."""
+    """Decodes one chunk after another."""
 
-    facts: dict[str, float]
+    @property
+    def facts(self) -> dict[str, float]:
+        """Numbers about the last chunk."""
+        ...
 
     def __call__(
         self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1, *warm: Any
@@ -106,18 +110,63 @@ class MaskedDecoder:
         return self._head.chunk(found.ids_BL, committed)
 
 
-class CapturedDecoder:
-    """A prepared decoder as CUDA graphs: one for each of cold, warm, with rows given, and in full for the guard.
+class Graphs:
+    """Prepared decoders as CUDA graphs: one for each of cold, warm, with rows given, and in full for the guard.
 
-    make: what captures. The first call of each kind captures it; `VLASession` has `capture` do so before the
-    first chunk. ValueError for another batch than that of the first call, since buffers lie where graphs know them.
+    new: makes a prepared decoder, one for each size of a batch, since its buffers lie where graphs know them; make:
+    what captures. Each kind is captured when it is first asked for, and then shared by all who ask, in any thread.
     """
 
-    def __init__(self, decoder: PreparedDecoder, make: Callable[..., Any] = Captured):
-        self._decoder, self._make = decoder, make
-        self._known: dict[tuple[bool, bool, int, bool], Any] = {}
-        self._batch: int | None = None
-        self.facts: dict[str, float] = {}
+    def __init__(self, new: Callable[[], PreparedDecoder], make: Callable[..., Any] = Captured):
+        self._new, self._make = new, make
+        self._decoders = {1: new()}
+        self._known: dict[tuple[int, bool, bool, int, bool], Any] = {}
+        self._lock = Lock()
+
+    @property
+    def caches(self) -> bool:
+        """Whether branches are reused, so that there is a decode in full beside the one by plan."""
+        return self._decoders[1].cache is not None
+
+    def guard(self) -> Guard:
+        """As a prepared decoder's."""
+        return self._decoders[1].guard()
+
+    def __call__(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int, warm: Tensor | None,
+        first: int, full: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The chunk, and the gap of its cache, without elements where there is none."""
+        given = tensors_of((context, tuple(noise.values()), committed, warm))
+        key = (batch, committed is None, warm is None, first, full)
+        with self._lock:
+            if key not in self._known:
+                if batch not in self._decoders:
+                    self._decoders[batch] = self._new()
+                decoder = self._decoders[batch]
+
+                def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+                    parts = with_tensors((context, tuple(noise.values()), committed, warm), values)
+                    drawn = dict(zip(noise, parts[1], strict=True))
+                    rows = decoder.run(parts[0], parts[2], drawn, batch, parts[3], first, full=full)
+                    gap = None if decoder.cache is None else decoder.cache.gap()
+                    return rows, rows.new_zeros(0) if gap is None else gap
+
+                self._known[key] = self._make(run, given)
+            rows, gap = self._known[key](*given)
+        return rows, gap
+
+
+class CapturedDecoder:
+    """A session's decoder over graphs that it shares with others; `capture` makes them before the first chunk."""
+
+    def __init__(self, graphs: Graphs):
+        self._graphs, self._guard = graphs, graphs.guard()
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Numbers about the last chunk."""
+        return self._guard.facts
 
     def __call__(
         self,
@@ -128,14 +177,9 @@ class CapturedDecoder:
         warm: Tensor | None = None,
         first: int = 0,
     ) -> Tensor:
-        self._batch = batch if self._batch is None else self._batch
-        if batch != self._batch:
-            raise ValueError(f"decode.graphs: expected a batch of {self._batch} as captured, got {batch}")
-        given = tensors_of((context, tuple(noise.values()), committed, warm))
-        rows, gap = self._graph(context, committed, noise, batch, warm, first, given)(*given)
-        self._decoder.tell(gap, first)
-        self.facts = self._decoder.facts
-        return rows  # type: ignore[no-any-return]
+        rows, gap = self._graphs(context, committed, noise, batch, warm, first, self._guard.full)
+        self._guard.tell(gap, first)
+        return rows
 
     def capture(
         self,
@@ -147,30 +191,8 @@ class CapturedDecoder:
         first: int = 0,
     ) -> None:
         """Make the graphs that calls like this one need, by plan and in full, and remember nothing of what they say."""
-        self._batch = batch
-        given = tensors_of((context, tuple(noise.values()), committed, warm))
-        for full in (False, True) if self._decoder.cache is not None else (False,):
-            self._decoder.full = full
-            self._graph(context, committed, noise, batch, warm, first, given)
-        self._decoder.full = False
-
-    def _graph(
-        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int, warm: Tensor | None,
-        first: int, given: list[Tensor],
-    ) -> Any:  # fmt: skip
-        key = (committed is None, warm is None, first, self._decoder.full)
-        if key not in self._known:
-            names = tuple(noise)
-
-            def run(*values: Tensor) -> tuple[Tensor, Tensor]:
-                parts = with_tensors((context, tuple(noise.values()), committed, warm), values)
-                drawn = dict(zip(names, parts[1], strict=True))
-                rows = self._decoder.run(parts[0], parts[2], drawn, batch, parts[3], first)
-                gap = None if self._decoder.cache is None else self._decoder.cache.gap()
-                return rows, rows.new_zeros(0) if gap is None else gap
-
-            self._known[key] = self._make(run, given)
-        return self._known[key]
+        for full in (False, True) if self._graphs.caches else (False,):
+            self._graphs(context, committed, noise, batch, warm, first, full)
 
 
 class GuidedFlow(PlainDecoder):

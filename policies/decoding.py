@@ -13,14 +13,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from policies.decoders import CapturedDecoder, Decoder, GuidedFlow, MaskedDecoder, PlainDecoder
+from policies.decoders import CapturedDecoder, Decoder, Graphs, GuidedFlow, MaskedDecoder, PlainDecoder
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
 from policies.precision import DTYPES, precision_of
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
-from vla_runtime.decoding.graphs import CapturedSteps, require_cuda
+from vla_runtime.decoding.graphs import CapturedBackbone, require_cuda
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
 MODES = ("auto", "plain", "exact", "bac")
@@ -165,16 +165,25 @@ def with_steps(head: Any, decode: Decode) -> Any:
     return other
 
 
+def running(backbone: Any, decode: Decode) -> Any:
+    """What sessions ask instead of the backbone: its passes captured where graphs are asked for. ValueError for graphs
+    without a GPU.
+    """
+    if not decode.graphs:
+        return backbone
+    require_cuda(next(backbone.parameters()).device)
+    return CapturedBackbone(backbone)
+
+
 def decoder_for(
     head: Any, backbone: Any, decode: Decode, weights: str | None
 ) -> tuple[Callable[[], Decoder], dict[str, Any]]:
     """What makes decoders, one for a session, and what a row should say of them.
 
-    head: after `with_steps`. ValueError for what this policy cannot do.
+    head: after `with_steps`; backbone: after `running`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
     if decode.graphs:
-        require_cuda(next(backbone.parameters()).device)
         facts["graphs"] = True
         if head.name == "autoregressive":
             raise ValueError("decode.graphs: expected a head whose passes are alike, got autoregressive")
@@ -184,7 +193,7 @@ def decoder_for(
         asked = {name: getattr(decode, name) for name in ("confident", "deadline", "refresh")}
         facts |= {name: list(one) if name == "refresh" else one for name, one in asked.items() if one is not None}
         if decode.refresh is None:
-            return lambda: MaskedDecoder(head, _captured(backbone, decode), decode.deadline), facts
+            return lambda: MaskedDecoder(head, backbone, decode.deadline), facts
         rounds = decode.refresh
         if not refreshable(backbone):
             raise ValueError(
@@ -206,7 +215,7 @@ def decoder_for(
         if decode.mode == "plain":
             return lambda: GuidedFlow(head, backbone), facts
     if decode.mode == "plain":
-        return lambda: PlainDecoder(head, _captured(backbone, decode)), facts
+        return lambda: PlainDecoder(head, backbone), facts
     if not isinstance(head, Diffusion | Flow):
         raise ValueError(f"decode={decode.mode}: expected a diffusion or flow head, got {head.name}; take decode=plain")
     if not hasattr(backbone, "prepared"):
@@ -226,12 +235,9 @@ def decoder_for(
     if decode.warm_start is not None:
         facts["warm_start"] = decode.warm_start
     if decode.graphs:
-        return lambda: CapturedDecoder(PreparedDecoder(head, backbone, schedule)), facts
+        graphs = Graphs(lambda: PreparedDecoder(head, backbone, schedule))
+        return lambda: CapturedDecoder(graphs), facts
     return lambda: PreparedDecoder(head, backbone, schedule), facts
-
-
-def _captured(backbone: Any, decode: Decode) -> Any:
-    return CapturedSteps(backbone) if decode.graphs else backbone
 
 
 def refreshable(backbone: Any) -> bool:

@@ -49,7 +49,7 @@ class Together:
         batch, given = policy.batch(seen), self._given(committed)
         drawn = [session.noise() for session in sessions]
         noise = {name: torch.cat([one[name] for one in drawn], axis) for name, axis in self._along.items()}
-        unit = self._decode(policy.backbone.encode(batch), given, noise, len(sessions))
+        unit = self._decode(policy.context(batch), given, noise, len(sessions))
         # Rounds and their like are the pass's, which all share.
         facts = {"together": float(len(sessions)), **self._decode.facts}
         return [

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
 from policies.decoders import Before, CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
-from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
+from policies.decoding import PLAIN, Decode, decoder_for, require_precision, running, with_steps
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.together import Together, can_answer_together
 from policies.tokenizers.bins import Bins
@@ -46,7 +46,8 @@ class VLAPolicy:
         self._own_head = head.eval()
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
-        self._new_decoder, facts = decoder_for(self.head, backbone, decode, spec.weights)
+        self._running = running(backbone, decode)
+        self._new_decoder, facts = decoder_for(self.head, self._running, decode, spec.weights)
         precision = require_precision(backbone, decode)
         tokenizer = getattr(self.head, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, BSpline) else None
@@ -77,6 +78,10 @@ class VLAPolicy:
     def decoder(self) -> Decoder:
         """What a session decodes with: (context, committed, noise, batch) -> actions float [B, T, A] in [-1, 1]."""
         return self._new_decoder()
+
+    def context(self, batch: Batch) -> Any:
+        """What a decoder is given of B samples."""
+        return self._running.encode(batch)
 
     def warm_start(self) -> WarmStart | None:
         """What a session begins its chunks with, or None for noise."""
@@ -194,13 +199,15 @@ class VLASession:
 
     @torch.no_grad()
     def _capture(self) -> None:
-        """Capture every way to decode there is, so that no chunk of an episode waits for it."""
+        """Capture every way to decode there is, so that no chunk of an episode waits for it; sessions after the first
+        find them captured.
+        """
         policy: Any = self._policy
         decode: Any = self._decode.capture if isinstance(self._decode, CapturedDecoder) else self._decode
         spec = policy.spec
         images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
         blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
-        context = policy.backbone.encode(policy.batch([[blank] * len(spec.observation_offsets)]))
+        context = policy.context(policy.batch([[blank] * len(spec.observation_offsets)]))
         noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, torch.Generator()).items()}
         row = np.zeros((1, spec.action.size), np.float32)
         for given in (None, policy.committed(row) if spec.max_committed else None):
@@ -217,7 +224,7 @@ class VLASession:
         if isinstance(self._decode, MaskedDecoder):
             self._decode.begin(deadline)
         noise = self.noise()
-        context = policy.backbone.encode(policy.batch([observations]))
+        context = policy.context(policy.batch([observations]))
         given = policy.committed(committed)
         facts: dict[str, float] = {}
         if self._before is not None:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from policies.backbones.nano import Nano
 from policies.checkpoint import load_policy
 from policies.decoding import Decode
 from vla_runtime import calibrate, collect, finetune
@@ -141,17 +142,39 @@ def test_masked_diffusion_is_judged_with_fewer_rounds(recorded, tmp_path):
     assert not (tmp_path / "masked" / "schedule.json").exists()
     rows = {row["variant"]: row for row in json.loads((tmp_path / "masked" / "calibration.json").read_text())["rows"]}
     # It is greedy: asked again it says the same, and there is no noise to be another.
-    assert set(rows) == {"plain", "1 rounds", "2 rounds"}
+    assert set(rows) == {"plain", "1 rounds", "2 rounds", "until 0.9 sure"}
     assert [rows[name]["flops_ratio"] for name in ("1 rounds", "2 rounds")] == pytest.approx([0.25, 0.5], abs=0.01)
     assert "one decode each" in (tmp_path / "masked" / "calibration.html").read_text()
     assert rows["1 rounds"]["deviation"] > 0
     named = Decode(**json.loads((tmp_path / "masked" / "decode.json").read_text()))
-    assert f"{named.steps} rounds" == line["recommendation"]
-    assert load_policy(tmp_path / "masked").spec.decode["rounds"] == named.steps
+    assert line["recommendation"] in (f"{named.steps} rounds", "until 0.9 sure")
+    assert load_policy(tmp_path / "masked").spec.decode["rounds"] == (named.steps or 4)
+    with pytest.raises(ValueError, match=r"expected a probability in \(0, 1\], got 1.5"):
+        calibrated(tmp_path / "masked", "null", f"data={recorded}", "confident=[1.5]", "fewer_steps=[1]", *null)
     with pytest.raises(ValueError, match="expected numbers from 1 to 3, got 4; this policy takes 4 steps"):
         calibrated(tmp_path / "masked", tmp_path / "out", f"data={recorded}", "fewer_steps=[4]", *null)
-    with pytest.raises(ValueError, match="updates: expected null for masked diffusion, which reuses nothing, got"):
+    with pytest.raises(ValueError, match="updates: expected null for discrete_diffusion over nano, which reuses nothing, got"):
         calibrated(tmp_path / "masked", tmp_path / "out", f"data={recorded}")
+
+
+def test_a_backbone_whose_branches_cannot_be_reused_is_judged_with_fewer_steps(
+    diffusion, recorded, tmp_path, monkeypatch
+):
+    monkeypatch.delattr(Nano, "prepared")
+    own = tmp_path / "own"
+    shutil.copytree(diffusion, own)
+    null = ("updates=null", "bubble=null", "warm_start=null", "precision=bf16", "judged=3")
+    line, _ = calibrated(own, "null", f"data={recorded}", "name=true", *null)
+    assert (line["schedule"], line["cached"]) == (None, None)
+    document = json.loads((own / "calibration.json").read_text())
+    assert document["precision"] == "bf16"
+    rows = {row["variant"]: row for row in document["rows"]}
+    assert set(rows) == {"plain", "plain, other noise", "ddim 3", "dpm 3", "ddim, in full", "dpm, in full"}
+    assert rows["ddim 3"]["flops_ratio"] == pytest.approx(0.3, abs=0.02)
+    assert "10 steps, judged on 3 frames" in (own / "calibration.html").read_text()
+    assert load_policy(own).precision == "bf16"
+    with pytest.raises(ValueError, match=r"updates: expected null for diffusion over nano, which reuses nothing"):
+        calibrated(own, "null", f"data={recorded}")
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ holds buffers; the plain `decode` of the heads is its reference.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -45,15 +46,22 @@ class PreparedDecoder:
             times = torch.arange(head.steps, device=device) / head.steps
         self._steps = len(times)
         self.cache = None if schedule is None else self._planned(schedule)
-        self._guard = {} if schedule is None else schedule.guard
-        # Whether the guard wants the next chunk decoded in full.
-        self.full = False
+        self._bounds = {} if schedule is None else schedule.guard
+        self._guard = self.guard()
         with torch.no_grad():
             self._prepared = backbone.prepared(head.network.time(head.network.waves(times)), self.cache)
         # Those of the given rows and of the chunk's, and of the latter alone.
         self._slots: Tensor | None = None
         self._rows: Tensor | None = None
-        self.facts: dict[str, float] = {}
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """Numbers about the last chunk."""
+        return self._guard.facts
+
+    def guard(self) -> Guard:
+        """What heeds the cache of chunks decoded here: one for everyone who asks for them."""
+        return Guard(self.cache, self._bounds)
 
     @property
     def steps(self) -> int:
@@ -76,8 +84,8 @@ class PreparedDecoder:
 
         ValueError for a first step other than 0 without a guess.
         """
-        rows = self.run(context, committed, noise, batch, warm, first, guide)
-        self.tell(None, first)
+        rows = self.run(context, committed, noise, batch, warm, first, guide, self._guard.full)
+        self._guard.tell(None if self.cache is None else self.cache.gap(), first)
         return rows
 
     @torch.no_grad()
@@ -90,11 +98,15 @@ class PreparedDecoder:
         warm: Tensor | None = None,
         first: int = 0,
         guide: Guide | None = None,
+        full: bool = False,
     ) -> Tensor:
-        """The chunk alone: work of the device, which is asked nothing, so that it can be captured."""
+        """The chunk alone: work of the device, which is asked nothing, so that it can be captured.
+
+        full: reuse nothing.
+        """
         if first and warm is None:
             raise ValueError(f"warm start: expected a guess to begin with at step {first}, got none")
-        self._begin(context, committed, batch, first)
+        self._begin(context, committed, batch, first, full)
         if self._table is not None:
             touch = partial(mixed_in, guide=guide, table=self._table, start=noise["start"])
             sample = denoise_exact(self._predict, noise, self._table, warm, first, lambda found, k: touch(found, k=k))
@@ -107,34 +119,8 @@ class PreparedDecoder:
                 sample = torch.add(sample, self._predict(sample, k), alpha=1 / self._steps)
         return keep_committed(sample.clamp(-1, 1), committed)
 
-    def tell(self, gap: Tensor | None, first: int) -> None:
-        """Say how alike reused outputs and those that replaced them were, beside calibration, and heed it.
-
-        Once they were less alike than the schedule's guard allows, the next chunk is decoded in full, and the one
-        after it by plan again. gap: where a captured decode left it, None for where this one did; first: its first
-        step.
-        """
-        self.facts = {}
-        if self.cache is None:
-            return
-        full, self.full = self.full, False
-        guard = self._guard.get(first)
-        self.facts["decoded_in_full"] = float(full)
-        self.facts["hit_rate"] = 0.0 if full else self.cache.hit_rate(first)
-        self.facts["guarded"] = float(guard is not None)
-        gap = self.cache.gap() if gap is None else gap
-        if full or gap is None or not gap.numel():
-            return
-        self.facts["cache_gap"] = float(gap.max())
-        self.full = guard is not None and not self.facts["cache_gap"] <= guard
-        if self.full:
-            _log.warning(
-                "cache guard: similarity of reused outputs is %.4f below calibration's, more than %.4f: the next chunk "
-                "is decoded in full", self.facts["cache_gap"], guard,
-            )  # fmt: skip
-
-    def _begin(self, context: Any, committed: Committed | None, batch: int, first: int) -> None:
-        self._prepared.begin(context, first, self.full)
+    def _begin(self, context: Any, committed: Committed | None, batch: int, first: int, full: bool) -> None:
+        self._prepared.begin(context, first, full)
         prefix = self._network.prefix(committed, batch)
         rows = self._network.rows
         if self._slots is None or len(self._slots) != batch:
@@ -170,3 +156,40 @@ class PreparedDecoder:
         for step, place, cosine in sorted(known)[:: max(1, round(len(known) / WATCHED))]:
             expected.setdefault(place, {})[step] = cosine
         return FeatureCache(plan, len(blocks), expected)
+
+
+class Guard:
+    """Whether reused outputs still match, chunk by chunk of one session. facts: numbers about the last chunk.
+
+    full: whether the next chunk is to be decoded in full. bounds: {first step: how much less alike than in calibration
+    outputs and those that replaced them may be}.
+    """
+
+    def __init__(self, cache: FeatureCache | None, bounds: Mapping[int, float]):
+        self._cache, self._bounds = cache, bounds
+        self.full = False
+        self.facts: dict[str, float] = {}
+
+    def tell(self, gap: Tensor | None, first: int) -> None:
+        """Say how alike reused outputs and those that replaced them were, beside calibration, and heed it.
+
+        Once they were less alike than the schedule's guard allows, the next chunk is decoded in full, and the one
+        after it by plan again. gap: as the cache's, of a chunk that began at step `first`; none where nothing is known.
+        """
+        self.facts = {}
+        if self._cache is None:
+            return
+        full, self.full = self.full, False
+        bound = self._bounds.get(first)
+        self.facts["decoded_in_full"] = float(full)
+        self.facts["hit_rate"] = 0.0 if full else self._cache.hit_rate(first)
+        self.facts["guarded"] = float(bound is not None)
+        if full or gap is None or not gap.numel():
+            return
+        self.facts["cache_gap"] = float(gap.max())
+        self.full = bound is not None and not self.facts["cache_gap"] <= bound
+        if self.full:
+            _log.warning(
+                "cache guard: similarity of reused outputs is %.4f below calibration's, more than %.4f: the next chunk "
+                "is decoded in full", self.facts["cache_gap"], bound,
+            )  # fmt: skip

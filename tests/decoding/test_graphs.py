@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from decodes import Eager
 from torch import Tensor
 
-from vla_runtime.decoding.graphs import Captured, CapturedSteps, tensors_of, with_tensors
+from vla_runtime.decoding.graphs import Captured, CapturedBackbone, tensors_of, with_tensors
 
 
 @dataclass(frozen=True)
@@ -18,26 +19,17 @@ class Nested:
     name: str = "n"
 
 
-class Copied:
-    """Stands where `Captured` does, without a graph: fixed inputs, one function, answers cloned."""
-
-    made = 0
-
-    def __init__(self, run, example):
-        Copied.made += 1
-        self.run, self.inputs = run, [value.clone() for value in example]
-
-    def __call__(self, *given):
-        for mine, value in zip(self.inputs, given, strict=True):
-            mine.copy_(value)
-        return tuple(value.clone() for value in self.run(*self.inputs))
-
-
 class Doubling:
     name = "doubling"
 
     def __init__(self):
         self.contexts = []
+
+    def features(self, batch):
+        return (batch,)
+
+    def remember(self, values):
+        return Nested(((values + 1, torch.zeros(1)),), None)
 
     def step(self, context, slots, mask=None, cond=None):
         self.contexts.append(context)
@@ -61,18 +53,33 @@ def test_tensors_are_taken_out_and_put_back_in_order():
         with_tensors(value, tensors)
 
 
-def test_a_pass_is_captured_once_a_shape_and_sees_what_it_is_given():
-    backbone = Doubling()
-    steps = CapturedSteps(backbone, Copied)
-    Copied.made = 0
+def test_passes_are_captured_once_a_shape_and_see_what_they_are_given():
+    made = []
+
+    def make(run, example):
+        made.append(run)
+        return Eager(run, example)
+
+    backbone = CapturedBackbone(Doubling(), make)
     for value in (1.0, 2.0):
-        assert torch.equal(steps.step(nested(value), torch.ones(2)), torch.full((2,), 2 + value))
-    assert Copied.made == 1
-    assert torch.equal(steps.step(nested(1.0), torch.ones(2), cond_BD=torch.ones(2)), torch.full((2,), 4.0))
-    assert Copied.made == 2
-    assert steps.name == "doubling"
+        assert torch.equal(backbone.step(nested(value), torch.ones(2)), torch.full((2,), 2 + value))
+    assert len(made) == 1
+    assert torch.equal(backbone.step(nested(1.0), torch.ones(2), cond_BD=torch.ones(2)), torch.full((2,), 4.0))
+    assert len(made) == 2
+    contexts = [backbone.encode(torch.full((2,), value)) for value in (1.0, 2.0)]
+    assert len(made) == 3
+    assert [float(one.pairs[0][0][0]) for one in contexts] == [2.0, 3.0]
+    assert contexts[0].name == "n"
+    assert backbone.name == "doubling"
     with pytest.raises(ValueError, match="expected a head without a mask"):
-        steps.step(nested(1.0), torch.ones(2), torch.ones(2, 2))
+        backbone.step(nested(1.0), torch.ones(2), torch.ones(2, 2))
+
+
+def test_a_prefix_that_computes_nothing_is_not_captured():
+    backbone = CapturedBackbone(Doubling(), lambda *_: pytest.fail("captured"))
+    backbone._backbone.remember = lambda values: Nested(((values, values),), None)
+    for value in (1.0, 2.0):
+        assert backbone.encode(torch.full((2,), value)).pairs[0][1][0] == value
 
 
 def test_without_cuda_nothing_is_captured():

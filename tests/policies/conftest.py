@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
 
+import pytest
+from decodes import TWELVE, Eager
+
+from policies import decoding
+from policies.calibration import record, schedule
+from policies.checkpoint import load_policy, save_policy
+from policies.decoders import Graphs
 from policies.training import Recipe
 from policies.untrained import policy_for
 from vla_runtime import collect as command
 from vla_runtime.compose import load
 from vla_runtime.data.reader import Dataset
+from vla_runtime.decoding.graphs import CapturedBackbone
 
 SMALL = {"name": "nano", "image_size": 16, "width": 32, "heads": 2, "trunk_depth": 1, "decoder_depth": 2}
 RECIPE = Recipe(steps=12, batch_size=4, warmup=2, validate_every=6, save_every=4, validate_samples=4, max_committed=2)
@@ -36,3 +44,38 @@ def make_policy(dataset):
         )
 
     return make
+
+
+@pytest.fixture
+def observations(dataset):
+    return [dataset[index][0] for index in (0, 7)]
+
+
+@pytest.fixture
+def denoising(make_policy, tmp_path):
+    """A checkpoint whose head denoises in twelve steps."""
+    save_policy(tmp_path / "diffusion", make_policy("diffusion", denoising=TWELVE), {"denoising": TWELVE}, {})
+    return tmp_path / "diffusion"
+
+
+@pytest.fixture
+def scheduled(denoising, observations):
+    """The same checkpoint, with a schedule that reuses branches."""
+    recording = record(load_policy(denoising), [[one] for one in observations])
+    schedule(recording, "bac", 4, 2).save(denoising / "schedule.json")
+    return denoising
+
+
+@pytest.fixture
+def graphs_made(monkeypatch):
+    """Those that are made, without a GPU."""
+    made = []
+
+    def make(run, example):
+        made.append(Eager(run, example))
+        return made[-1]
+
+    monkeypatch.setattr(decoding, "require_cuda", lambda device: None)
+    monkeypatch.setattr(decoding, "CapturedBackbone", partial(CapturedBackbone, make=make))
+    monkeypatch.setattr(decoding, "Graphs", partial(Graphs, make=make))
+    return made

@@ -9,46 +9,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from decodes import TWELVE
 from playing import runner
 
-from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.decoders import Before, CapturedDecoder, WarmStart, neutral_row
+from policies.decoders import WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode
-from policies.heads.prepared import PreparedDecoder
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
-from vla_runtime.decoding.bac import Schedule
 from vla_runtime.evaluation.folder import Job
-
-TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
-
-
-@pytest.fixture
-def observations(dataset):
-    return [dataset[index][0] for index in (0, 7)]
-
-
-@pytest.fixture
-def folder(make_policy, tmp_path):
-    """A checkpoint with a head that denoises."""
-    save_policy(tmp_path / "diffusion", make_policy("diffusion", denoising=TWELVE), {"denoising": TWELVE}, {})
-    return tmp_path / "diffusion"
-
-
-def saved_schedule(folder, observations, updates=4):
-    path = folder / "schedule.json"
-    schedule(record(load_policy(folder), [[one] for one in observations]), "bac", updates, 2).save(path)
-    return path
 
 
 def chunk(policy, observation, seed=3):
     return policy.begin(seed).predict([observation]).actions
 
 
-def test_plain_is_the_default_and_the_heads_own_bit_for_bit(folder, observations):
-    policy = load_policy(folder)
+def test_plain_is_the_default_and_the_heads_own_bit_for_bit(denoising, observations):
+    policy = load_policy(denoising)
     assert policy.spec.decode == {"mode": "plain", "precision": "fp32", "sampler": "ddpm", "steps": 12}
     session = policy.begin(3)
     noise = policy.head.draw(1, session._generator)
@@ -57,14 +35,14 @@ def test_plain_is_the_default_and_the_heads_own_bit_for_bit(folder, observations
     np.testing.assert_array_equal(chunk(policy, observations[0]), wanted)
 
 
-def test_exact_answers_as_plain(folder, observations):
-    exact = load_policy(folder, decode=Decode("exact"))
+def test_exact_answers_as_plain(denoising, observations):
+    exact = load_policy(denoising, decode=Decode("exact"))
     assert exact.spec.decode["mode"] == "exact"
-    np.testing.assert_allclose(chunk(exact, observations[0]), chunk(load_policy(folder), observations[0]), atol=1e-4)
+    np.testing.assert_allclose(chunk(exact, observations[0]), chunk(load_policy(denoising), observations[0]), atol=1e-4)
 
 
-def test_sampler_and_steps_change_one_policy_and_not_the_other(folder, observations):
-    policy = load_policy(folder)
+def test_sampler_and_steps_change_one_policy_and_not_the_other(denoising, observations):
+    policy = load_policy(denoising)
     before = chunk(policy, observations[0])
     other = policy.decoding(Decode("plain", sampler="ddim", steps=3))
     assert other.spec.decode == {"mode": "plain", "precision": "fp32", "sampler": "ddim", "steps": 3}
@@ -78,21 +56,19 @@ def test_rounds_of_masked_diffusion_and_steps_of_flow(make_policy):
     assert make_policy("flow").decoding(Decode("exact", steps=4)).spec.decode["steps"] == 4
 
 
-def test_a_checkpoint_names_how_it_is_decoded(folder, observations):
-    saved_schedule(folder, observations)
-    (folder / "decode.json").write_text(json.dumps({"mode": "bac", "schedule": "schedule.json"}))
-    policy = load_policy(folder)
+def test_a_checkpoint_names_how_it_is_decoded(scheduled):
+    (scheduled / "decode.json").write_text(json.dumps({"mode": "bac", "schedule": "schedule.json"}))
+    policy = load_policy(scheduled)
     assert policy.spec.decode["mode"] == "bac"
     assert 0 < policy.spec.decode["hit_rate"] < 1
-    assert load_policy(folder, decode=PLAIN).spec.decode["mode"] == "plain"
-    (folder / "decode.json").write_text(json.dumps({"mode": "swift"}))
+    assert load_policy(scheduled, decode=PLAIN).spec.decode["mode"] == "plain"
+    (scheduled / "decode.json").write_text(json.dumps({"mode": "swift"}))
     with pytest.raises(ValueError, match=r"decode\.json: expected how to decode"):
-        load_policy(folder)
+        load_policy(scheduled)
 
 
-def test_sessions_side_by_side_do_not_share_what_they_keep(folder, observations):
-    saved_schedule(folder, observations)
-    policy = load_policy(folder, decode=Decode("bac"))
+def test_sessions_side_by_side_do_not_share_what_they_keep(scheduled, observations):
+    policy = load_policy(scheduled, decode=Decode("bac"))
     alone = [[session.predict([one]).actions for one in observations * 2] for session in map(policy.begin, (1, 2))]
     first, second = policy.begin(1), policy.begin(2)
     beside = [[first.predict([one]).actions, second.predict([one]).actions] for one in observations * 2]
@@ -101,16 +77,19 @@ def test_sessions_side_by_side_do_not_share_what_they_keep(folder, observations)
         np.testing.assert_array_equal(other, alone[1][step])
 
 
-def test_caching_without_a_schedule_or_with_one_of_another_policy_is_refused(folder, observations):
+def test_caching_without_a_schedule_is_refused(denoising):
     with pytest.raises(ValueError, match="expected a caching schedule in"):
-        load_policy(folder, decode=Decode("bac"))
-    path = saved_schedule(folder, observations)
+        load_policy(denoising, decode=Decode("bac"))
+
+
+def test_a_schedule_of_another_policy_is_refused(scheduled):
+    path = scheduled / "schedule.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "weights": "another"}))
     with pytest.raises(ValueError, match=r"weights: expected .*, got 'another'"):
-        load_policy(folder, decode=Decode("bac"))
+        load_policy(scheduled, decode=Decode("bac"))
     with pytest.raises(ValueError, match="steps: expected 5, got 12"):
-        load_policy(folder, decode=Decode("bac", sampler="ddim", steps=5))
+        load_policy(scheduled, decode=Decode("bac", sampler="ddim", steps=5))
 
 
 @pytest.mark.parametrize(
@@ -146,17 +125,17 @@ def test_what_only_a_checkpoint_can_answer_is_refused_without_one(make_policy):
         policy.decoding(Decode("exact", sampler="dpm"))
 
 
-def test_a_warm_start_alone_is_decoded_exactly(folder):
-    assert load_policy(folder, decode=Decode(warm_start=0.5)).spec.decode["mode"] == "exact"
-    (folder / "decode.json").write_text(json.dumps({"mode": "plain", "sampler": "ddim", "steps": 4}))
-    found = load_policy(folder, decode=Decode(warm_start=0.5)).spec.decode
+def test_a_warm_start_alone_is_decoded_exactly(denoising):
+    assert load_policy(denoising, decode=Decode(warm_start=0.5)).spec.decode["mode"] == "exact"
+    (denoising / "decode.json").write_text(json.dumps({"mode": "plain", "sampler": "ddim", "steps": 4}))
+    found = load_policy(denoising, decode=Decode(warm_start=0.5)).spec.decode
     assert found == {"mode": "exact", "precision": "fp32", "sampler": "ddim", "steps": 4, "warm_start": 0.5}
 
 
-def test_chunks_say_whether_they_began_warm(folder, observations):
-    session = load_policy(folder, decode=Decode("exact", warm_start=0.5)).begin(0)
+def test_chunks_say_whether_they_began_warm(denoising, observations):
+    session = load_policy(denoising, decode=Decode("exact", warm_start=0.5)).begin(0)
     seen = replace(observations[0], time=0.0)
-    period = load_policy(folder).spec.period
+    period = load_policy(denoising).spec.period
     later = [replace(seen, time=rows * period) for rows in (4, 30)]
     assert [session.predict([one]).facts["warm"] for one in (seen, *later)] == [0, 1, 0]
 
@@ -172,8 +151,8 @@ def later(observation, seconds, **changes):
     return replace(observation, time=observation.time + seconds, **changes)
 
 
-def test_a_warm_start_begins_with_noise_where_the_chunk_before_says_nothing(folder, observations):
-    exact, warm = (load_policy(folder, decode=Decode("exact", warm_start=share)) for share in (None, 0.25))
+def test_a_warm_start_begins_with_noise_where_the_chunk_before_says_nothing(denoising, observations):
+    exact, warm = (load_policy(denoising, decode=Decode("exact", warm_start=share)) for share in (None, 0.25))
     assert warm.spec.decode["warm_start"] == 0.25
     one, period = observations[0], exact.spec.period
     gap, other = later(one, 8 * period), later(one, period, instruction="another")
@@ -307,64 +286,11 @@ def test_a_deadline_counts_from_the_observation_on(make_policy, observations, mo
     assert policy.begin(0).predict([observations[0]]).facts["rounds"] == 1
 
 
-class Eager:
-    """Stands where a CUDA graph would: the same function, on inputs that lie in one place."""
-
-    def __init__(self, run, example):
-        self.run, self.inputs = run, [value.clone() for value in example]
-
-    def __call__(self, *given):
-        for mine, value in zip(self.inputs, given, strict=True):
-            mine.copy_(value)
-        return tuple(value.clone() for value in self.run(*self.inputs))
-
-
-@pytest.mark.parametrize("caching", [False, True])
-def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(folder, observations, caching):
-    path = saved_schedule(folder, observations)
-    # A guard that is always crossed: every other chunk is decoded in full.
-    made = replace(Schedule.load(path), guard={0: -10.0, 6: -10.0}) if caching else None
-    policy = load_policy(folder)
-    eager = PreparedDecoder(policy.head, policy.backbone, made)
-    captured = CapturedDecoder(PreparedDecoder(policy.head, policy.backbone, made), Eager)
-    given = policy.committed(np.zeros((1, policy.spec.action.size), np.float32))
-    for index, (committed, first) in enumerate([(None, 0), (given, 0), (None, 6), (given, 6), (None, 0), (given, 0)]):
-        context = policy.backbone.encode(policy.batch([[observations[index % 2]]]))
-        noise = policy.head.draw(1, torch.Generator().manual_seed(index))
-        warm = (torch.zeros(1, policy.spec.horizon, policy.spec.action.size),) if first else ()
-        arguments = (context, committed, noise, 1, *warm, *((first,) if first else ()))
-        assert torch.equal(captured(*arguments), eager(*arguments))
-        assert captured.facts == eager.facts
-    with pytest.raises(ValueError, match="expected a batch of 1 as captured, got 2"):
-        captured(context, None, noise, 2)
-
-
-def test_capturing_beforehand_captures_all_and_leaves_no_trace(folder, observations):
-    made = replace(Schedule.load(saved_schedule(folder, observations)), guard={0: -10.0})
-    policy = load_policy(folder)
-    decoders = [PreparedDecoder(policy.head, policy.backbone, made) for _ in range(2)]
-    count = []
-
-    def make(run, example):
-        count.append(1)
-        return Eager(run, example)
-
-    captured = CapturedDecoder(decoders[0], make)
-    context = policy.backbone.encode(policy.batch([observations[:1]]))
-    noise = policy.head.draw(1, torch.Generator().manual_seed(0))
-    captured.capture(context, None, noise)
-    assert len(count) == 2  # by plan and in full
-    for _ in range(3):
-        assert torch.equal(captured(context, None, noise), decoders[1](context, None, noise))
-        assert captured.facts == decoders[1].facts
-    assert len(count) == 2
-
-
-def test_what_a_checkpoint_names_stands_where_nothing_else_is_asked(folder):
-    (folder / "decode.json").write_text(json.dumps({"mode": "exact", "graphs": True}))
+def test_what_a_checkpoint_names_stands_where_nothing_else_is_asked(denoising):
+    (denoising / "decode.json").write_text(json.dumps({"mode": "exact", "graphs": True}))
     with pytest.raises(ValueError, match="expected a CUDA device"):
-        load_policy(folder)
-    assert "graphs" not in load_policy(folder, decode=Decode(graphs=False)).spec.decode
+        load_policy(denoising)
+    assert "graphs" not in load_policy(denoising, decode=Decode(graphs=False)).spec.decode
 
 
 def test_graphs_without_a_gpu_are_refused(make_policy):
@@ -373,41 +299,14 @@ def test_graphs_without_a_gpu_are_refused(make_policy):
             make_policy(head).decoding(Decode("plain", graphs=True))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("head", "options", "mode"),
-    [("diffusion", {"denoising": TWELVE}, "exact"), ("discrete_diffusion", {}, "plain"), ("beast", {}, "plain")],
-)
-def test_sessions_with_graphs_answer_as_eager_ones(make_policy, tmp_path, observations, head, options, mode):
-    save_policy(tmp_path / "saved", make_policy(head, **options), options, {})
-    eager, captured = (
-        load_policy(tmp_path / "saved", device="cuda", decode=Decode(mode, graphs=graphs)).begin(0)
-        for graphs in (False, True)
-    )
-    for observation in observations:
-        one, other = (session.predict([observation]).actions for session in (eager, captured))
-        np.testing.assert_allclose(one, other, atol=1e-4)
-
-
-def test_a_chunk_that_stands_still_is_passed_as_time_says():
-    """Where given rows are found at several places of the chunk before, the first is not the place."""
-    before = Before(0.05, torch.full((1,), torch.nan))
-    rows = torch.cat([torch.zeros(12), torch.arange(1, 5)]).float()[None, :, None]
-    before.keep(rows, 0.0, "lift")
-    assert before.passed(0.4, rows[:, 8:12]) == 8
-    assert before.guess(0.4, "lift", rows[:, 8:12])[0, 4, 0] == 1
-    # A robot that has held meanwhile is told by the rows, not by time.
-    assert before.passed(0.4, rows[:, 11:14]) == 11
-
-
-def test_steps_that_are_asked_for_are_those_that_are_taken(folder):
+def test_steps_that_are_asked_for_are_those_that_are_taken(denoising):
     """A warm start and a schedule that a checkpoint names belong to its own steps."""
-    (folder / "decode.json").write_text(json.dumps({"mode": "exact", "warm_start": 0.2}))
-    assert load_policy(folder).spec.decode["warm_start"] == 0.2
+    (denoising / "decode.json").write_text(json.dumps({"mode": "exact", "warm_start": 0.2}))
+    assert load_policy(denoising).spec.decode["warm_start"] == 0.2
     for asked in (Decode(sampler="ddim", steps=4), Decode(sampler="ddim")):
-        found = load_policy(folder, decode=asked)
+        found = load_policy(denoising, decode=asked)
         assert "warm_start" not in found.spec.decode
         assert found.spec.decode["steps"] == (asked.steps or 12)
-    (folder / "decode.json").write_text(json.dumps({"mode": "exact", "sampler": "ddim", "steps": 3}))
-    assert load_policy(folder, decode=Decode(sampler="ddpm")).spec.decode["steps"] == 12
-    assert load_policy(folder, decode=Decode(steps=4)).spec.decode["sampler"] == "ddim"
+    (denoising / "decode.json").write_text(json.dumps({"mode": "exact", "sampler": "ddim", "steps": 3}))
+    assert load_policy(denoising, decode=Decode(sampler="ddpm")).spec.decode["steps"] == 12
+    assert load_policy(denoising, decode=Decode(steps=4)).spec.decode["sampler"] == "ddim"

@@ -62,3 +62,16 @@ def test_a_warm_start_begins_with_what_it_would_in_the_loop(policy, frame, monke
 def test_a_warm_start_needs_observations_before(policy, frame):
     with pytest.raises(ValueError, match="expected an observation before every frame for a warm start"):
         judge(policy, {"warm": Decode("exact", warm_start=0.5)}, [replace(frame, before=())], VirtualClock(), 1)
+
+
+def test_what_is_captured_is_judged_as_what_it_captures(policy, frame, graphs_made):
+    """One noise is timed and several are judged, with graphs of their own for each."""
+    ways = {
+        f"{name}{', captured' if graphs else ''}": Decode(mode, warm_start=share, graphs=graphs)
+        for name, mode, share in (("exact", "exact", None), ("warm", "exact", 0.5))
+        for graphs in (None, True)
+    }
+    found = judge(policy, ways, [frame], VirtualClock(), noises=2)
+    for name in ("exact", "warm"):
+        np.testing.assert_array_equal(found[name].expert_error, found[f"{name}, captured"].expert_error)
+    assert graphs_made

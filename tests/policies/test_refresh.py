@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from policies.calibrating import rounds_ways
 from policies.calibration import prefix_similarity
 from policies.decoding import Decode
 from policies.judging import Frame
 from policies.presets import preset_policy, random_observations
+from policies.ways import rounds_ways
 from vla_runtime.decoding.bac import adaptive
 
 ROUNDS = 6
@@ -104,11 +104,13 @@ def test_what_needs_no_refreshing_or_cannot_have_it_is_refused(oft, make_policy,
 
 def test_calibration_tries_refreshes_where_the_prefix_sees_the_slots(oft):
     frames = [Frame((seen,), None) for seen in random_observations(oft.spec, 2)]
-    ways = rounds_ways(oft, frames, [1, 3], 0)
+    ways = rounds_ways(oft, frames, {"fewer_steps": [1, 3], "confident": [], "seed": 0})
     names = {f"prefix anew {count} of {ROUNDS} times": count for count in (1, 3)}
     assert set(ways) == {"plain", "1 rounds", "3 rounds", *names}
     for name, count in names.items():
         assert ways[name].refresh[0] == 0
         assert len(ways[name].refresh) == count
         assert oft.decoding(ways[name]).spec.decode["refresh"] == list(ways[name].refresh)
-    assert set(rounds_ways(made("prefix_lm"), frames, [1], 0)) == {"plain", "1 rounds"}
+    assert set(rounds_ways(made("prefix_lm"), frames, {"fewer_steps": [1], "confident": [0.9], "seed": 0})) == {
+        "plain", "1 rounds", "until 0.9 sure",
+    }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, is_dataclass
+from threading import Lock
 from typing import Any
 
 import torch
@@ -49,18 +50,45 @@ class Captured:
             return tuple(value.clone() for value in self._outputs)
 
 
-class CapturedSteps:
-    """A backbone whose `step` is captured, once for every shape of what it is given; in all else it is the backbone.
+class CapturedBackbone:
+    """A backbone whose `remember` and `step` are captured, once for every shape of what they are given; in all else it
+    is the backbone. Sessions share it: every answer is cloned before another call writes over it.
 
     make: what captures, `Captured`. ValueError for a mask among slots, which no head that is captured has.
     """
 
     def __init__(self, backbone: Any, make: Callable[..., Any] = Captured):
         self._backbone, self._make = backbone, make
-        self._known: dict[Hashable, Any] = {}
+        self._steps: dict[Hashable, Any] = {}
+        # What was captured, and a context to put its tensors into.
+        self._prefixes: dict[Hashable, tuple[Any, Any]] = {}
+        # Sessions may run in threads of their own, and what they write into is the same.
+        self._lock = Lock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
+
+    def encode(self, batch: Any) -> Any:
+        """As the backbone's own: what the eyes see is not captured, the prefix made of it is."""
+        return self.remember(*self._backbone.features(batch))
+
+    def remember(self, *features: Tensor) -> Any:
+        """As the backbone's own."""
+        key = tuple(value.shape for value in features)
+        with self._lock:
+            if key not in self._prefixes:
+                context = self._backbone.remember(*features)
+                alone = {id(value) for value in tensors_of(context)} <= {id(value) for value in features}
+
+                def run(*values: Tensor) -> tuple[Tensor, ...]:
+                    return tuple(tensors_of(self._backbone.remember(*values)))
+
+                # Where nothing is computed there is nothing to capture.
+                self._prefixes[key] = context, None if alone else self._make(run, features)
+            context, captured = self._prefixes[key]
+            if captured is None:
+                return self._backbone.remember(*features)
+            return with_tensors(context, captured(*features))
 
     def step(
         self, context: Any, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
@@ -71,15 +99,16 @@ class CapturedSteps:
         held = tensors_of(context)
         given = [slots_BLD, *held] if cond_BD is None else [slots_BLD, cond_BD, *held]
         key = (cond_BD is None, *(value.shape for value in given))
-        if key not in self._known:
-            extra = 1 if cond_BD is None else 2
+        with self._lock:
+            if key not in self._steps:
+                extra = 1 if cond_BD is None else 2
 
-            def run(*values: Tensor) -> tuple[Tensor]:
-                seen = with_tensors(context, values[extra:])
-                return (self._backbone.step(seen, values[0], None, None if extra == 1 else values[1]),)
+                def run(*values: Tensor) -> tuple[Tensor]:
+                    seen = with_tensors(context, values[extra:])
+                    return (self._backbone.step(seen, values[0], None, None if extra == 1 else values[1]),)
 
-            self._known[key] = self._make(run, given)
-        answer: Tensor = self._known[key](*given)[0]
+                self._steps[key] = self._make(run, given)
+            answer: Tensor = self._steps[key](*given)[0]
         return answer
 
 

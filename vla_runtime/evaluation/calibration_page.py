@@ -17,7 +17,8 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
     cached = calibration["cached"]
     title = f"Calibration of {calibration['policy']}"
     said = {key: escape(str(value)) for key, value in calibration.items() if key != "rows"}
-    made = f"{said['steps']} rounds" if cached is None else f"{said['steps']} steps; recorded on {said['recorded']}"
+    made = f"{said['steps']} {'rounds' if calibration['sampler'] == 'masked' else 'steps'}"
+    made += "" if cached is None else f"; recorded on {said['recorded']}"
     drawn = f"{said['noises']} noises each" if calibration["noises"] > 1 else "one decode each"
     told = (
         f"{said['sampler']}, {made}, judged on {said['judged']} frames "

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from decodes import captured_reads_no_values
 from rounds import kept_equals_anew
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.checkpoint import checkpoint
@@ -392,3 +393,7 @@ def test_heads_of_tokens_learn_eight_chunks_by_heart(head, attention):
 
 def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say(either):
     kept_equals_anew(either, batch("lift it", "put it down"), either.width)
+
+
+def test_its_passes_can_be_captured(either):
+    assert captured_reads_no_values(either, batch("go"), slots(1, 4))

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from decodes import captured_reads_no_values
 from rounds import kept_equals_anew
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.checkpoint import checkpoint
@@ -455,3 +456,8 @@ def test_a_prefix_that_never_sees_slots_needs_no_refreshing():
 
 def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say():
     kept_equals_anew(loud(), batch(*INSTRUCTIONS[:2]), WIDTH)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_its_passes_can_be_captured(attention):
+    assert captured_reads_no_values(tiny(attention), batch("Lift"), slots_of(1, 4))
