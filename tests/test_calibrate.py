@@ -153,7 +153,9 @@ def test_masked_diffusion_is_judged_with_fewer_rounds(recorded, tmp_path):
         calibrated(tmp_path / "masked", "null", f"data={recorded}", "confident=[1.5]", "fewer_steps=[1]", *null)
     with pytest.raises(ValueError, match="expected numbers from 1 to 3, got 4; this policy takes 4 steps"):
         calibrated(tmp_path / "masked", tmp_path / "out", f"data={recorded}", "fewer_steps=[4]", *null)
-    with pytest.raises(ValueError, match="updates: expected null for discrete_diffusion over nano, which reuses nothing, got"):
+    with pytest.raises(
+        ValueError, match="updates: expected null for discrete_diffusion over nano, which reuses nothing, got"
+    ):
         calibrated(tmp_path / "masked", tmp_path / "out", f"data={recorded}")
 
 

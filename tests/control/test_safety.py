@@ -14,9 +14,9 @@ from vla_runtime.control.planner import Delayed
 from vla_runtime.control.safety import Safety, Timeouts
 
 
-def driven(told, steps=40, timeouts=None, delay=0.0):
+def driven(told, steps=40, timeouts=None, delay=0.0, env=None):
     """A run to whose safety things are told: {tick: function of (safety, now)}; commands, safety, policy."""
-    env, safety = Recording(), Safety(timeouts or Timeouts())
+    env, safety = env or Recording(), Safety(timeouts or Timeouts())
     policy = Numbered(env)
     env.reset(0, 0, 0)
 
@@ -78,6 +78,44 @@ def test_takeover_and_return():
     assert round(float(applied[15].values[1]) * 100) == 0
     # A robot that is held still on a velocity interface is told zero, never a pose.
     assert all((applied[index].values == 0).all() for index in held(applied))
+
+
+def test_a_human_moves_a_robot_that_takes_poses_and_it_stays_where_it_is_left():
+    class Led(Recording):
+        """A human moves the joints in some ticks."""
+
+        led = range(0)
+
+        def apply(self, command):
+            before = self._joints.copy()
+            super().apply(command)
+            if len(self.applied) - 1 in self.led:
+                self._joints = before + 0.05
+
+    env = Led(control="absolute")
+    env.led = range(8, 13)
+    seen = {}
+
+    def look(tick):
+        return lambda safety, now: seen.update({tick: env.observe().state[:2].copy()})
+
+    def at(tick, do):
+        return lambda safety, now: (look(tick)(safety, now), do(safety, now))
+
+    told = {tick: look(tick) for tick in range(9, 17)}
+    applied, _, policy = driven({
+        **told,
+        8: at(8, lambda safety, now: safety.take_over(now)),
+        15: at(15, lambda safety, now: safety.give_back(now)),
+    }, env=env)  # fmt: skip
+    assert held(applied) == list(range(8, 15))
+    # Told where it is, however it came there: nobody is pulled back, nor when the human has let go.
+    for tick in range(8, 15):
+        np.testing.assert_allclose(applied[tick].values, seen[tick], atol=1e-6)
+    np.testing.assert_allclose(seen[14], seen[13])
+    # What moves it next was planned from there, and begins with its first row.
+    assert round(float(applied[15].values[1]) * 100) == 0
+    assert any(time == pytest.approx(15 * PERIOD) for time, _ in policy.asked)
 
 
 def test_a_lost_heartbeat_stops_and_must_be_back_before_a_reset():
