@@ -126,7 +126,8 @@ def _from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     with locked(out):
         if (out / schema.INFO).is_file():
             raise BadArguments(f"out={out}: expected a new folder, got a data set")
-        found = [episode for bag in bags for episode in demonstrations(bag, contract, config["instruction"])]
+        told = contract, config["instruction"], config["succeeded"]
+        found = [episode for bag in bags for episode in demonstrations(bag, *told)]
         kept = [episode for episode in found if episode.facts["success"]]
         if not kept:
             raise ValueError(f"bag: expected successful episodes, got none of {len(found)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,13 @@ from vla_runtime.collect import collect
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.recorder import Recording
 from vla_runtime.data.reader import Dataset
-from vla_runtime.robot_side import Topic
+from vla_runtime.robot_side import ARRAY, TRAJECTORY, Topic
 from vla_runtime.ros.bags import BagWriter, Recorded
 from vla_runtime.ros.demonstrations import demonstrations
-from vla_runtime.ros.messages import encode, flag, image_message, state_message, text, trajectory
+from vla_runtime.ros.messages import command_message, encode, flag, image_message, state_message, text, trajectory
 
 STRING, BOOL = "std_msgs/msg/String", "std_msgs/msg/Bool"
-GATED = "trajectory_msgs/msg/JointTrajectory"
+GATED = TRAJECTORY
 
 
 class Bag:
@@ -29,7 +30,7 @@ class Bag:
     def __init__(self, path, **side):
         self.contract, self._bag = reach_robot(**side), BagWriter(path)
 
-    def tick(self, time, step, cameras=("overhead", "hand"), command=True):
+    def tick(self, time, step, cameras=("overhead", "hand"), command="gated", stamped=True):
         robot = self.contract.robot
         values = {"hand.y": 0.0, "j2": step / 200, "j1": step / 100, "hand.x": 0.0}
         stream = robot.state["joints"]
@@ -38,9 +39,17 @@ class Bag:
             camera = robot.cameras[name]
             picture = np.full((16, 16, 3), step, np.uint8)
             self.say(camera.topic, camera.type, image_message(picture, camera, time, ""), time + 0.002)
-        if command:
+        if command == "gated":
             goal = {"j1": (step + 1) / 100, "j2": (step + 1) / 200}
             self.say("/arm/command/gated", GATED, trajectory(goal, False, time + 0.01, f"a:{step}", 0.05), time + 0.01)
+        elif command:
+            # As whoever teleoperates says it to the controllers.
+            goal, stream = (
+                {"j1": (step + 3) / 100, "j2": (step + 3) / 200},
+                replace(robot.action["joints"], type=command),
+            )
+            message = command_message(goal, stream, False, time + 0.01 if stamped else 0.0, 0.05)
+            self.say("/arm/command", command, message, time + 0.01)
 
     def end(self, time, success=True):
         said = json.dumps({"success": success, "reason": "said"})
@@ -53,9 +62,9 @@ class Bag:
         self._bag.close()
 
 
-def read(bag, tmp_path, instruction="touch"):
+def read(bag, tmp_path, instruction="touch", succeeded=False):
     bag.close()
-    return list(demonstrations(tmp_path / "bag", bag.contract, instruction))
+    return list(demonstrations(tmp_path / "bag", bag.contract, instruction, succeeded))
 
 
 def test_rows_hold_what_was_seen_and_what_answered_it(tmp_path):
@@ -127,22 +136,62 @@ def test_a_camera_that_falls_silent_ends_the_episodes_use(tmp_path, caplog):
 def test_rows_without_a_fresh_command_are_marked(tmp_path):
     bag = Bag(tmp_path / "bag")
     for step in range(30):
-        bag.tick(1000 + step * 0.05, step, command=step < 10)
+        bag.tick(1000 + step * 0.05, step, command="gated" if step < 10 else None)
     bag.end(1001.5)
     (episode,) = read(bag, tmp_path)
     assert not episode.columns["disturbed"][:9].any()
     assert episode.columns["disturbed"][-10:].all()
 
 
+@pytest.mark.parametrize(("kind", "stamped"), [(TRAJECTORY, True), (TRAJECTORY, False), (ARRAY, False)])
+def test_what_somebody_told_the_controllers_by_hand_is_a_demonstration(tmp_path, kind, stamped):
+    """No bridge was there: a first data set of a robot is teleoperated."""
+    bag = Bag(tmp_path / "bag")
+    for step in range(30):
+        bag.tick(1000 + step * 0.05, step, command=kind, stamped=stamped)
+    (episode,) = read(bag, tmp_path, succeeded=True)
+    assert episode.facts["success"]
+    assert 27 <= episode.length <= 30
+    joints = np.round(episode.columns["observation.state"][:, 0] * 100)
+    assert np.array_equal(np.diff(joints), np.ones(len(joints) - 1))
+    assert np.allclose(episode.columns["action"][:-1, 0] * 100, joints[:-1] + 3, atol=1e-4)
+    assert not episode.columns["disturbed"].any()
+
+
+def test_a_hand_that_takes_over_corrects_and_what_a_gate_passes_on_is_not_taken_twice(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    for step in range(40):
+        time = 1000 + step * 0.05
+        if step in (15, 25):
+            bag.say("/vla/takeover", BOOL, flag(step == 15), time - 0.01)
+        taken = 15 <= step < 25
+        bag.tick(time, step, command=TRAJECTORY if taken else "gated")
+        if not taken:
+            # What the gate made of it: limited, and a little later.
+            stream = bag.contract.robot.action["joints"]
+            passed = command_message({"j1": 9.0, "j2": 9.0}, stream, False, time + 0.012, 0.05)
+            bag.say("/arm/command", TRAJECTORY, passed, time + 0.012)
+    bag.end(1002.0)
+    (episode,) = read(bag, tmp_path)
+    joints = np.round(episode.columns["observation.state"][:, 0] * 100)
+    ahead = np.round(episode.columns["action"][:-1, 0] * 100 - joints[:-1])
+    assert set(ahead) == {1.0, 3.0}
+    assert ahead[15 - int(joints[0]) : 25 - int(joints[0])].tolist() == [3.0] * 10
+    assert len(episode.facts["reset"]["takeovers"]) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("outcome", r"expected the topics \['/vla/outcome'\]"), ("camera", r"expected the topics \['/cameras/hand'\]"),
+    [("outcome", "expected an outcome on /vla/outcome, got none; nobody said how it ended. Take succeeded=true"),
+     ("command", r"expected the topics \['/arm/command/gated'\], or without /gated what the controllers heard"),
+     ("camera", r"expected the topics \['/cameras/hand'\]"),
      ("instruction", "instruction: expected what the robot was to do"), ("size", "messages that can be read of")],
 )  # fmt: skip
 def test_bags_that_cannot_be_used(tmp_path, fault, words):
     bag = Bag(tmp_path / "bag")
     for step in range(10):
-        bag.tick(1000 + step * 0.05, step, ("overhead",) if fault == "camera" else ("overhead", "hand"))
+        cameras = ("overhead",) if fault == "camera" else ("overhead", "hand")
+        bag.tick(1000 + step * 0.05, step, cameras, None if fault == "command" else "gated")
     if fault != "outcome":
         bag.end(1000.5)
     if fault == "size":

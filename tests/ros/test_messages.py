@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_runtime.robot_side import CameraStream, CommandStream, StateStream
+from vla_runtime.robot_side import ARRAY, COMMANDS, TRAJECTORY, TWIST_STAMPED, CameraStream, CommandStream, StateStream
 from vla_runtime.ros.messages import (
     command_message,
     decode,
     encode,
+    flag,
     image_message,
     ours,
+    read_command,
     read_image,
     read_state,
     read_trajectory,
@@ -198,3 +200,25 @@ def test_a_joint_that_turns_the_other_way_is_declared_alone():
     told = theirs([0.2, 0.3, 0.4], stream, group)
     assert told == pytest.approx({"j1": 0.2, "j2": -0.2, "j3": 0.8})
     np.testing.assert_allclose(ours(told, stream, group), [0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize("time", [0.0, 1.5])
+def test_what_controllers_heard_is_read_back(kind, time):
+    names, moving = ("linear.x", "angular.z"), kind != TRAJECTORY
+    values = {"linear.x": 0.5, "angular.z": -0.25}
+    message = over(command_message(values, CommandStream("/v", names, "zero", kind), moving, time, 0.05))
+    found, when = read_command(message, names, moving)
+    assert {name: found[name] for name in names} == values
+    assert when == (time if time and kind in (TRAJECTORY, TWIST_STAMPED) else None)
+
+
+def test_what_no_controller_hears_is_no_command():
+    with pytest.raises(SpecMismatch, match="command: expected one of .*, got std_msgs/msg/Bool"):
+        read_command(flag(True), ("a",), False)
+    array = command_message({"a": 1.0}, CommandStream("/a", ("a",), "hold", ARRAY), False, 1.0, 0.05)
+    with pytest.raises(SpecMismatch, match="expected 2 numbers, got 1"):
+        read_command(array, ("a", "b"), False)
+    array.data[0] = np.nan
+    with pytest.raises(SpecMismatch, match="expected finite numbers"):
+        read_command(array, ("a",), False)

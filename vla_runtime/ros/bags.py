@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,28 @@ def messages(path: Path, topics: Collection[str] | None = None) -> Iterator[tupl
 
     ValueError for a file that is no bag, and for topics that are not in it.
     """
+    with _reading(path) as reader:
+        there = {connection.topic for connection in reader.connections}
+        if topics is not None and not set(topics) <= there:
+            raise ValueError(f"{path}: expected the topics {sorted(set(topics) - there)}, got {sorted(there)}")
+        wanted = [one for one in reader.connections if topics is None or one.topic in topics]
+        if not wanted:
+            raise ValueError(f"{path}: expected messages, got none")
+        for connection, nanoseconds, data in reader.messages(wanted):
+            yield connection.topic, reader.deserialize(data, connection.msgtype), nanoseconds / 1e9
+
+
+def topics_of(path: Path) -> set[str]:
+    """The topics on which a bag has messages. ValueError for a file that is no bag."""
+    with _reading(path) as reader:
+        return {connection.topic for connection in reader.connections if connection.msgcount}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[AnyReader]:
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
-            there = {connection.topic for connection in reader.connections}
-            if topics is not None and not set(topics) <= there:
-                raise ValueError(f"{path}: expected the topics {sorted(set(topics) - there)}, got {sorted(there)}")
-            wanted = [one for one in reader.connections if topics is None or one.topic in topics]
-            if not wanted:
-                raise ValueError(f"{path}: expected messages, got none")
-            for connection, nanoseconds, data in reader.messages(wanted):
-                yield connection.topic, reader.deserialize(data, connection.msgtype), nanoseconds / 1e9
+            yield reader
     except (AnyReaderError, OSError) as error:
         raise ValueError(f"{path}: expected a bag, got {type(error).__name__}: {error}") from error
 

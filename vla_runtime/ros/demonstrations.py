@@ -1,7 +1,8 @@
 """Bags of a robot as episodes: streams put on the contract's grid by the robot's own stamps, nothing made up.
 
 An episode ends where the outcome is said. A row holds the newest of every stream at its moment and the command that
-answered it; one in which a stream had been silent for too long ends the episode's use. It knows bags and messages.
+answered it; one in which a stream had been silent for too long ends the episode's use. Commands are what a bridge said
+and, where there was none or a human had taken over, what the robot's controllers heard. It knows bags and messages.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy as np
 from vla_runtime.contract import Contract
 from vla_runtime.data import schema
 from vla_runtime.data.episode import Episode
-from vla_runtime.ros.bags import messages
-from vla_runtime.ros.messages import ours, read_image, read_state, read_trajectory, stamp
+from vla_runtime.ros.bags import messages, topics_of
+from vla_runtime.ros.messages import ours, read_command, read_image, read_state, stamp
 from vla_runtime.ros.robot import command_topics, gated
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.types import Float, SpecMismatch
@@ -46,18 +47,25 @@ class _Line:
         return bisect_right(self.times, time + 1e-6) - 1
 
 
-def demonstrations(path: Path, contract: Contract, instruction: str | None) -> Iterator[Episode]:
+def demonstrations(
+    path: Path, contract: Contract, instruction: str | None, succeeded: bool = False
+) -> Iterator[Episode]:
     """The episodes of a bag, failures included; what cannot be used is left out with a warning.
 
-    instruction: until the bag says another; ValueError where neither does, for a bag without an outcome, and for one
-    that lacks a topic of the contract.
+    instruction: until the bag says another; succeeded: a bag that says no outcome is one episode, and it succeeded.
+    ValueError where there is no instruction, for a bag without an outcome that nobody answers for, and for one that
+    lacks a topic of the contract.
     """
-    side = robot_of(contract)
-    if side.desk.outcome is None:
-        raise ValueError("contract: expected robot.desk.outcome, which says where episodes end and how, got none")
     lines, ends, humans, said = _read(path, contract)
     if not ends:
-        raise ValueError(f"{path}: expected an outcome on {side.desk.outcome}, got none; nobody said how it ended")
+        if not succeeded:
+            topic = robot_of(contract).desk.outcome
+            where = "robot.desk.outcome of the contract" if topic is None else topic
+            raise ValueError(
+                f"{path}: expected an outcome on {where}, got none; nobody said how it ended. Take succeeded=true for "
+                "bags that are one successful episode each"
+            )
+        ends = [(max(line.times[-1] for line in lines.values()), True, "as told")]
     begins = -np.inf
     for number, (end, success, reason) in enumerate(ends):
         words = said.values[said.before(end)] if said.before(end) >= 0 else instruction
@@ -163,7 +171,7 @@ def _read(
     states: dict[str, list[str]] = defaultdict(list)
     for name, stream in side.state.items():
         states[stream.topic].append(name)
-    actions = {gated(topic): (topic, names) for topic, names in command_topics(side.action).items()}
+    actions = command_topics(side.action)
     specs = {camera.name: camera for camera in contract.cameras}
     refused = 0
     # How far the robot's clock is behind that of the bag, at the least delay so far.
@@ -172,12 +180,15 @@ def _read(
     humans: list[tuple[float, float]] = []
     taken: float | None = None
     said = _Line()
-    needed = {*cameras, *states, *actions, str(desk.outcome)}
-    there = {name for name, _, _ in messages(path)}
+    there = topics_of(path)
+    heard = {one: topic for topic in actions for one in (topic, gated(topic)) if one in there}
+    both = {topic for topic in actions if {topic, gated(topic)} <= there}
+    needed = {*cameras, *states, *(gated(topic) for topic in actions if topic not in heard.values())}
     if not needed <= there:
-        raise ValueError(f"{path}: expected the topics {sorted(needed - there)}, got {sorted(there)}")
-    others = {one for one in (desk.takeover, desk.instruction) if one in there}
-    for topic, message, moment in messages(path, needed | others):
+        ways = ", or without /gated what the controllers heard" if any(one.endswith("/gated") for one in needed) else ""
+        raise ValueError(f"{path}: expected the topics {sorted(needed - there)}{ways}, got {sorted(there)}")
+    others = {one for one in (desk.takeover, desk.instruction, desk.outcome) if one in there}
+    for topic, message, moment in messages(path, needed | others | set(heard)):
         try:
             if topic in cameras:
                 name, camera = cameras[topic]
@@ -189,11 +200,17 @@ def _read(
                     if not np.isfinite(values).all():
                         raise SpecMismatch(f"state {name!r}: expected finite values")
                     lines[f"state {name}"].add(stamp(message), values)
-            elif topic in actions:
-                own, names = actions[topic]
+            elif topic in heard:
+                own, names = heard[topic], actions[heard[topic]]
+                # What a bridge says is the policy's; a gate passes it on, where nothing else is said but by a human.
+                if own in both and (topic == own) == (taken is None):
+                    continue
                 moving = contract.action.group(names[0]).kind == "velocity"
-                numbers, when, _ = read_trajectory(message, moving)
-                lines[f"action {own}"].add(when, _groups(numbers, names, contract))
+                wanted = [one for name in names for one in side.action[name].names]
+                numbers, when = read_command(message, wanted, moving)
+                when = moment - delay if when is None else when
+                if np.isfinite(when):
+                    lines[f"action {own}"].add(when, _groups(numbers, names, contract))
             elif topic == desk.outcome:
                 told = json.loads(message.data)
                 ends.append((moment - delay, bool(told["success"]), str(told["reason"])))
@@ -210,9 +227,9 @@ def _read(
                 _log.warning("%s: left out: %s", path, error)
     if taken is not None:
         humans.append((taken, np.inf))
-    wanted = [f"camera {name}" for name in side.cameras] + [f"state {name}" for name in side.state]
-    wanted += [f"action {topic}" for topic, _ in actions.values()]
-    if missing := [name for name in wanted if not lines[name].times]:
+    lines_needed = [f"camera {name}" for name in side.cameras] + [f"state {name}" for name in side.state]
+    lines_needed += [f"action {topic}" for topic in actions]
+    if missing := [name for name in lines_needed if not lines[name].times]:
         raise ValueError(f"{path}: expected messages that can be read of {', '.join(missing)}, got none")
     return dict(lines), ends, humans, said
 

@@ -19,6 +19,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from vla_runtime.robot_side import (
     ARRAY,
+    COMMANDS,
     TRAJECTORY,
     TWIST,
     TWIST_STAMPED,
@@ -37,6 +38,7 @@ _types: Mapping[str, Any] = _store.types
 _CHANNELS = {"rgb8": (3, (0, 1, 2)), "bgr8": (3, (2, 1, 0)), "rgba8": (4, (0, 1, 2)), "bgra8": (4, (2, 1, 0)),
              "mono8": (1, (0, 0, 0))}  # fmt: skip
 _JPEG_QUALITY = 90
+_PARTS = ("linear", "angular")
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 
 
@@ -194,7 +196,7 @@ def command_message(values: Mapping[str, float], stream: CommandStream, moving: 
         return _types[ARRAY](layout, np.array(list(values.values()), np.float64))
     parts = [
         _types["geometry_msgs/msg/Vector3"](*(float(values.get(f"{part}.{axis}", 0.0)) for axis in "xyz"))
-        for part in ("linear", "angular")
+        for part in _PARTS
     ]
     twist = _types[TWIST](*parts)
     return twist if stream.type == TWIST else _types[TWIST_STAMPED](_header(time, ""), twist)
@@ -205,20 +207,47 @@ def read_trajectory(message: Any, moving: bool) -> tuple[dict[str, float], float
 
     SpecMismatch for another, for the other of the two, and for what is no number.
     """
-    if len(message.points) != 1:
-        raise SpecMismatch(f"{TRAJECTORY}: expected one point, got {len(message.points)}")
-    point = message.points[0]
-    numbers, others = (point.velocities, point.positions) if moving else (point.positions, point.velocities)
-    if len(others):
+    if any(len(point.positions if moving else point.velocities) for point in message.points):
         raise SpecMismatch(
             f"{TRAJECTORY}: expected {'velocities' if moving else 'positions'} alone, got the others, too"
         )
+    return _point(message, moving), stamp(message), str(message.header.frame_id)
+
+
+def read_command(message: Any, names: Sequence[str], moving: bool) -> tuple[dict[str, float], float | None]:
+    """What a controller was told, by name, and the stamp, None without one: the inverse of `command_message`.
+
+    names: of an array's numbers, which have none. SpecMismatch for another type, a trajectory of several points, too
+    few or too many numbers, and for what is no number.
+    """
+    kind, header = message.__msgtype__, getattr(message, "header", None)
+    if kind == TRAJECTORY:
+        values = _point(message, moving)
+    elif kind == ARRAY:
+        if len(message.data) != len(names):
+            raise SpecMismatch(f"{kind}: expected {len(names)} numbers, got {len(message.data)}")
+        values = dict(zip(names, map(float, message.data), strict=True))
+    elif kind in (TWIST, TWIST_STAMPED):
+        twist = message if kind == TWIST else message.twist
+        values = {f"{part}.{axis}": float(getattr(getattr(twist, part), axis)) for part in _PARTS for axis in "xyz"}
+    else:
+        raise SpecMismatch(f"command: expected one of {', '.join(COMMANDS)}, got {kind}")
+    if not np.isfinite(list(values.values())).all():
+        raise SpecMismatch(f"{kind}: expected finite numbers, got {list(values.values())}")
+    # "Now", as controllers understand a header that nobody stamped.
+    unstamped = header is None or (header.stamp.sec, header.stamp.nanosec) == (0, 0)
+    return values, None if unstamped else stamp(message)
+
+
+def _point(message: Any, moving: bool) -> dict[str, float]:
+    if len(message.points) != 1:
+        raise SpecMismatch(f"{TRAJECTORY}: expected one point, got {len(message.points)}")
+    numbers = message.points[0].velocities if moving else message.points[0].positions
     if len(numbers) != len(message.joint_names) or len(set(message.joint_names)) != len(message.joint_names):
         raise SpecMismatch(f"{TRAJECTORY}: expected a number for each of {message.joint_names}, got {len(numbers)}")
     if not np.isfinite(numbers).all():
         raise SpecMismatch(f"{TRAJECTORY}: expected finite numbers, got {list(numbers)}")
-    values = dict(zip(message.joint_names, map(float, numbers), strict=True))
-    return values, stamp(message), str(message.header.frame_id)
+    return dict(zip(message.joint_names, map(float, numbers), strict=True))
 
 
 def ours(values: Mapping[str, float], stream: CommandStream, group: Group) -> Array:
