@@ -214,7 +214,7 @@ def test_what_controllers_heard_is_read_back(kind, time):
 
 
 def test_what_no_controller_hears_is_no_command():
-    with pytest.raises(SpecMismatch, match="command: expected one of .*, got std_msgs/msg/Bool"):
+    with pytest.raises(SpecMismatch, match=r"command: expected one of .*, got std_msgs/msg/Bool"):
         read_command(flag(True), ("a",), False)
     array = command_message({"a": 1.0}, CommandStream("/a", ("a",), "hold", ARRAY), False, 1.0, 0.05)
     with pytest.raises(SpecMismatch, match="expected 2 numbers, got 1"):
