@@ -43,12 +43,18 @@ _SAID, _WATCHED = 2.0, 50.0
 _log = logging.getLogger(__name__)
 
 
+# Seconds by which a time of day differs from what it was carried on to, if it was set: more than reading both takes.
+_SET = 0.02
+
+
 class RobotClock:
-    """The machine's time of day, as its messages are stamped, carried on by its monotonic clock: never set back."""
+    """The machine's time of day, as its messages are stamped, carried on by its monotonic clock: never set back, until
+    somebody asks it to `follow`.
+    """
 
     def __init__(self) -> None:
         self._clock = SystemClock()
-        self._ahead = datetime.now().timestamp() - self._clock.now()
+        self._ahead = self._measured()
 
     def now(self) -> float:
         """Seconds since 1970."""
@@ -57,6 +63,17 @@ class RobotClock:
     def sleep_until(self, deadline: float) -> None:
         """Return at `deadline`."""
         self._clock.sleep_until(deadline - self._ahead)
+
+    def follow(self) -> float:
+        """Take over a time of day that was set meanwhile; the seconds by which, 0 for not at all."""
+        by = self._measured() - self._ahead
+        if abs(by) < _SET:
+            return 0.0
+        self._ahead += by
+        return by
+
+    def _measured(self) -> float:
+        return datetime.now().timestamp() - self._clock.now()
 
 
 def bridge(config: Config) -> Result:
@@ -259,7 +276,8 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
 
 
 def _gate(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
-    gate = GateNode(contract, transport, clock, RobotClock())
+    stamps = RobotClock()
+    gate = GateNode(contract, transport, clock, stamps, stamps.follow)
     _log.info("gate: %s", ", ".join(sorted(gate.gates)))
     try:
         while not stop.is_set():

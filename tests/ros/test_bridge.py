@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
@@ -253,3 +254,23 @@ def test_options_that_cannot_be(tmp_path, options, words):
     stage = Stage(tmp_path)
     with pytest.raises(BadArguments, match=words):
         stage.bridge(*options)
+
+
+class Set(datetime):
+    """A time of day that was set back by a minute."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) - timedelta(seconds=60)
+
+
+def test_a_robots_clock_goes_on_evenly_and_follows_a_time_of_day_that_is_set(monkeypatch):
+    clock = RobotClock()
+    assert abs(clock.now() - datetime.now().timestamp()) < 0.02
+    assert clock.follow() == 0
+    before = clock.now()
+    monkeypatch.setattr("vla_runtime.bridge.datetime", Set)
+    assert clock.now() >= before
+    assert clock.follow() == pytest.approx(-60.0, abs=0.02)
+    assert clock.now() == pytest.approx(before - 60.0, abs=5.0)
+    assert clock.follow() == 0

@@ -84,14 +84,14 @@ class Node:
     def __init__(self, stream):
         self.air, self.clock, self.stamps = Air(), VirtualClock(), VirtualClock(100.0)
         control = "velocity" if stream.stop == "zero" else "absolute"
-        self.node = GateNode(
-            reach_robot(control, action={"joints": stream}), self.air.transport(), self.clock, self.stamps
-        )
+        contract, self.set_by = reach_robot(control, action={"joints": stream}), [0.0]
+        self.node = GateNode(contract, self.air.transport(), self.clock, self.stamps, lambda: self.set_by.pop())
         self.stream, self._count = stream, 0
 
-    def wait(self, seconds):
-        for clock in (self.clock, self.stamps):
-            clock.sleep_until(clock.now() + seconds)
+    def wait(self, seconds, set_by=0.0):
+        self.clock.sleep_until(self.clock.now() + seconds)
+        self.stamps._now += seconds + set_by
+        self.set_by.append(set_by)
         self.node.tick()
 
     def send(self, values=(0.1, 0.2), age=0.0):
@@ -134,6 +134,27 @@ def test_the_watchdog_heeds_no_clock_of_the_robot():
     node.clock.sleep_until(1.0)
     node.node.tick()
     assert node.node.faults["watchdog"] == 1
+
+
+@pytest.mark.parametrize("by", [-60.0, 60.0])
+def test_a_time_of_day_that_is_set_is_followed_and_what_was_on_the_way_does_not_count(by):
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    node.send()
+    node.wait(0.01, by)
+    assert node.node.faults["time of day set"] == 1
+    # Stamped before it was set, and one that says it was just now but answers something of before.
+    node.send((0.7, 0.7), age=by)
+    node.send((0.8, 0.8), age=0.05)
+    assert len(node.heard()) == 1
+    assert node.node.refused == {"old": 2}
+    node.wait(0.01)
+    node.send((0.3, 0.4))
+    assert node.heard()[-1].points[0].positions.tolist() == [0.3, 0.4]
+    # A bridge that begins anew is one of the new time, too.
+    node.wait(0.01)
+    message = trajectory({"j1": 0.5, "j2": 0.5}, False, node.stamps.now(), "b:0", 0.05)
+    node.air.say(Topic("/arm/gated", GATED), message)
+    assert node.heard()[-1].points[0].positions.tolist() == [0.5, 0.5]
 
 
 def test_names_are_put_in_the_robots_order():

@@ -27,7 +27,7 @@ COMMANDS = "/arm/command/gated"
 class Stage:
     """A simulated reach arm that plays in a thread, and the bridge's command in this one."""
 
-    def __init__(self, tmp_path, episodes=1, max_steps=60, period=0.05, **side):
+    def __init__(self, tmp_path, episodes=1, max_steps=120, period=0.05, **side):
         self.air, self.env = Air(), Reach(control="absolute", size=16, max_steps=max_steps)
         self.policy, self.outcomes, self.problem = Aiming(self.env, speed=0.8), [], None
         # A robot may be faster than the policy.

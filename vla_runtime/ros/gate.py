@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,6 +45,11 @@ class Gate:
     def begin(self, now: float) -> None:
         """Only commands that answer something said after `now` count from here on."""
         self._not_before = now
+
+    def shift(self, by: float, now: float) -> None:
+        """The robot's time was set by so many seconds, to `now`: what was stamped before belongs to another time."""
+        self._stamp += by
+        self.begin(now)
 
     def offer(self, message: Any, now: float) -> dict[str, float] | None:
         """The values of a command that may be executed at `now`, the robot's time; None for one that may not."""
@@ -85,13 +91,16 @@ class Gate:
 class GateNode:
     """Gates between a transport's commands and the robot's controllers.
 
-    clock: monotonic, for the watchdog; stamps: the robot's own, which its messages are stamped by. `tick` is to be
-    called several times within the contract's expiry.
+    clock: monotonic, for the watchdog; stamps: the robot's own, which its messages are stamped by; follow: asked at
+    every tick by how much that was set meanwhile. `tick` is to be called several times within the contract's expiry.
     """
 
-    def __init__(self, contract: Contract, transport: Transport, clock: Clock, stamps: Clock):
+    def __init__(
+        self, contract: Contract, transport: Transport, clock: Clock, stamps: Clock,
+        follow: Callable[[], float] = lambda: 0.0,
+    ):  # fmt: skip
         self._contract, self._side = contract, robot_of(contract)
-        self._transport, self._clock, self._stamps = transport, clock, stamps
+        self._transport, self._clock, self._stamps, self._follow = transport, clock, stamps, follow
         self._lock = threading.Lock()
         self._passed: dict[str, tuple[dict[str, float], float]] = {}
         self._standing: set[str] = set()
@@ -138,6 +147,11 @@ class GateNode:
     def tick(self) -> None:
         """The watchdog: bring to a stand what nobody has commanded for too long."""
         with self._lock:
+            if by := self._follow():
+                self.faults["time of day set"] += 1
+                _log.warning("the time of day was set by %+.3f s; commands of before do not count", by)
+                for gate in self.gates.values():
+                    gate.shift(by, self._stamps.now())
             if self._human:
                 return
             now = self._clock.now()
