@@ -34,6 +34,7 @@ from policies.heads.regression import Regression
 from policies.lora import plain_state
 from policies.precision import set_precision
 from policies.shipped import folder_of, names
+from policies.threads import one_thread
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.vla import VLAPolicy
@@ -158,6 +159,7 @@ def save_policy(
         raise
 
 
+@one_thread()
 def load_policy(
     folder: str | Path,
     heads: Mapping[str, Any] | None = None,

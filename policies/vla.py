@@ -19,6 +19,7 @@ from policies.batch import Batch, Committed
 from policies.decoders import Before, CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode, decoder_for, require_precision, running, with_steps
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.threads import one_thread
 from policies.together import Together, can_answer_together
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
@@ -113,12 +114,14 @@ class VLAPolicy:
         """Of the weights."""
         return str(self._spec.decode["precision"])
 
+    @one_thread()
     def begin(self, seed: int) -> VLASession:
         """A session whose noise is drawn from `seed`."""
         return VLASession(self, seed)
 
     def close(self) -> None: ...
 
+    @one_thread()
     def together(self) -> Together:
         """What answers several sessions in one pass. ValueError for a way to decode that cannot."""
         reason = can_answer_together(dict(self._spec.decode))

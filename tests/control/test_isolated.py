@@ -52,6 +52,15 @@ def test_its_answers_are_the_policys_own_and_from_another_process(isolated):
         session.predict([seen])
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot tell")
+def test_it_leaves_a_core_to_the_loop(isolated):
+    """Whatever computes in it: libraries start as many threads as they find cores."""
+    before = os.sched_getaffinity(0)
+    _, seen = observation()
+    assert isolated(says_who, "well").begin(0).predict([seen]).facts["cores"] == max(1, len(before) - 1)
+    assert os.sched_getaffinity(0) == before
+
+
 @pytest.mark.parametrize(
     ("behaviour", "kind", "message"),
     [

@@ -94,6 +94,7 @@ def says_who(behaviour):
                 raise type("Local", (Exception,), {})("cannot be pickled")
             chunk = predict(observations, committed, deadline)
             facts = {"pid": float(os.getpid()), "seed": float(seed), "asked": float(len(session.asked))}
+            facts["cores"] = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else np.nan
             return replace(chunk, facts=facts)
 
         session.predict = answer
