@@ -25,7 +25,7 @@ from envs.libero_assets import assets_hash, import_libero, use_assets
 from envs.libero_premise import broken_premises
 from envs.libero_scene import SETTLING_ACTION, SETTLING_STEPS, Scene
 from envs.mujoco_range import require_supported_mujoco
-from envs.osc_arm import OscArm, numpy_seeded
+from envs.osc_arm import DELTA, OscArm, numpy_seeded
 from vla_runtime.interfaces import Policy
 from vla_runtime.types import Image, Outcome
 
@@ -51,7 +51,7 @@ _MAX_DRAWS = 50
 class Libero(OscArm):
     """One LIBERO suite.
 
-    suite: one of MAX_STEPS. control: "delta" is the published protocol, "absolute" the same controller with
+    suite: one of MAX_STEPS. control: "delta" (also None) is the published protocol, "absolute" the same controller with
     goals instead of increments. initial: "stored" states, or "sampled" from the task's own regions (for
     collecting; seeds from 10000 on), then `widen` metres around them. assets: folder of scene files; default
     $VLA_LIBERO_ASSETS, else hf-libero's own. allow_mujoco: accept a release outside the supported range.
@@ -61,7 +61,7 @@ class Libero(OscArm):
         self,
         suite: str,
         *,
-        control: str = "delta",
+        control: str | None = None,
         initial: str = "stored",
         widen: float = 0.0,
         cameras: Mapping[str, Sequence[int]] = CAMERAS,
@@ -182,7 +182,7 @@ class Libero(OscArm):
         # Settling is the published one under either control, so that both start from the same state.
         for _ in range(SETTLING_STEPS):
             self._control_period(SETTLING_ACTION)
-        controller.use_delta = self._control == "delta"
+        controller.use_delta = self.control == DELTA
         self._tick = 0
         return initial_state, broken_premises(self._raw, placed, self._widen)
 

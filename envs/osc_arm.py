@@ -96,6 +96,10 @@ def numpy_seeded(*key: int) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
+# The control of whoever asks for none.
+DELTA = "delta"
+
+
 class _Computed:
     """A robosuite MjSim whose `forward` is already done; the controller and a new renderer ask for it once more."""
 
@@ -112,7 +116,7 @@ class _Computed:
 class OscArm:
     """An Env over one raw robosuite environment; subclasses build it, reset it and judge its outcome.
 
-    control: "delta" or "absolute". dead_band: rotation deltas with every component below it are passed on
+    control: "delta" or "absolute"; None: delta. dead_band: rotation deltas with every component below it are passed on
     as an exact zero, which alone leaves the orientation goal untouched; 0 passes every action unchanged.
     """
 
@@ -123,15 +127,16 @@ class OscArm:
         tasks: tuple[str, ...],
         max_steps: int,
         cameras: Mapping[str, Sequence[int]],
-        control: str,
+        control: str | None,
         dead_band: float,
         versions: Mapping[str, str],
         rate_hz: float = 20.0,
     ):
-        if control not in ("delta", "absolute"):
+        control = control or DELTA
+        if control not in (DELTA, "absolute"):
             raise ValueError(f"env.control: expected delta or absolute, got {control!r}")
-        self.control_specs = {"delta": delta_spec(dead_band), "absolute": ABSOLUTE}
-        self._control = control
+        self.control_specs = {DELTA: delta_spec(dead_band), "absolute": ABSOLUTE}
+        self.control = control
         self._dead_band = dead_band
         self._spec = EnvSpec(
             name=name,
@@ -177,7 +182,7 @@ class OscArm:
         """One action float32 [A] of this environment, said in both controls from the observed pose."""
         position, matrix = observation.state[:3], matrix_from_rot6d(observation.state[3:9])
         delta = self.control_specs["delta"]
-        if self._control == "delta":
+        if self.control == DELTA:
             return {"delta": values, "absolute": absolute_from_delta(values, position, matrix, delta)}
         return {"delta": delta_from_absolute(values, position, matrix, delta), "absolute": values}
 
@@ -211,7 +216,7 @@ class OscArm:
         return np.concatenate([position, rot6d_from_matrix(matrix), fingers]).astype(np.float32)
 
     def _raw_action(self, values: Float) -> NDArray[Any]:
-        if self._control == "delta":
+        if self.control == DELTA:
             if self._dead_band and np.all(np.abs(values[3:6]) < self._dead_band):
                 values = values.copy()
                 values[3:6] = 0.0

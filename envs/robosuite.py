@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from envs.mujoco_range import require_supported_mujoco
-from envs.osc_arm import OscArm, numpy_seeded
+from envs.osc_arm import DELTA, OscArm, numpy_seeded
 from envs.robosuite_tasks import INSTRUCTIONS, check_task, progress, widen_placement
 from vla_runtime.interfaces import Policy
 from vla_runtime.types import Outcome
@@ -44,7 +44,7 @@ class Robosuite(OscArm):
         name: str | None = None,
         instruction: str | None = None,
         robot: str = "Panda",
-        control: str = "delta",
+        control: str | None = None,
         cameras: Mapping[str, Sequence[int]] = CAMERAS,
         max_steps: int = 200,
         widen: float = 0.0,
@@ -57,7 +57,7 @@ class Robosuite(OscArm):
             raise ValueError(
                 f"loop.rate: expected a part of the physics' {_PHYSICS_HZ} Hz, such as 20, 100 or 250, got {rate_hz}"
             )
-        if control == "delta" and rate_hz != 20.0:
+        if control in (None, DELTA) and rate_hz != 20.0:
             raise ValueError(
                 f"loop.rate: expected env.control=absolute, got delta at {rate_hz} Hz; increments mean their own period"
             )
@@ -74,7 +74,7 @@ class Robosuite(OscArm):
             rate_hz=rate_hz,
         )
         self._instruction = self._spec.tasks[0]
-        self._raw = _build(task_class, robot, control, rate_hz=round(1.0 / self._spec.period))
+        self._raw = _build(task_class, robot, self.control, rate_hz=round(1.0 / self._spec.period))
         widen_placement(self._raw, widen)
         known = self._raw.sim.model.camera_names
         for camera in cameras:
@@ -115,7 +115,7 @@ def _build(task_class: str, robot: str, control: str, rate_hz: int) -> Any:
         nearest = get_close_matches(robot, arms, cutoff=0.3) or arms
         raise ValueError(f"env.robot: expected one of {arms}, got {robot!r}; nearest: {', '.join(nearest)}")
     controller = robosuite.load_controller_config(default_controller="OSC_POSE")
-    controller["control_delta"] = control == "delta"
+    controller["control_delta"] = control == DELTA
     # What the constructor draws is replaced by the first reset; seeded only to leave the caller's generator alone.
     with numpy_seeded(0):
         return robosuite.make(

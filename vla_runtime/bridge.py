@@ -16,7 +16,16 @@ import threading
 from datetime import datetime
 from pathlib import Path
 
-from vla_runtime.compose import BadArguments, Config, Result, build, main, select_tasks, set_single_threaded_blas
+from vla_runtime.compose import (
+    BadArguments,
+    Config,
+    Result,
+    build,
+    control_for,
+    main,
+    select_tasks,
+    set_single_threaded_blas,
+)
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.loop import Run, Tick
@@ -249,6 +258,10 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
     values = dict(config["env"])
     wanted = values.pop("tasks", None)
     env = build(values)
+    control = control_for(values, env, contract.action)
+    if control is not None:
+        env.close()
+        env = build({**values, "control": control})
     try:
         tasks = select_tasks(config["choices"]["env"], env.spec.tasks, wanted)
         if wanted is not None and len(tasks) > 1:

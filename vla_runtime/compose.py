@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vla_runtime.interfaces import Env, Policy
-from vla_runtime.types import EnvSpec
+from vla_runtime.types import ActionSpec, EnvSpec
 
 Config = dict[str, Any]
 Result = tuple[dict[str, Any], int]
@@ -154,6 +154,16 @@ def build(values: Config, *arguments: Any) -> Any:
 def build_env(values: Config) -> Env:
     """The environment of `config["env"]`; `tasks` there is the user's selection and not an argument."""
     return build({key: value for key, value in values.items() if key != "tasks"})  # type: ignore[no-any-return]
+
+
+def control_for(values: Config, env: Env, action: ActionSpec) -> str | None:
+    """The `control` with which an environment of these settings takes `action`, where it is another than it has and
+    nobody asked for one; None otherwise.
+    """
+    if values.get("control", "") is not None or env.spec.action.groups == action.groups:
+        return None
+    specs: Mapping[str, ActionSpec] = getattr(env, "control_specs", {})
+    return next((name for name, spec in specs.items() if spec.groups == action.groups), None)
 
 
 def build_policy(config: Config, env: Env | EnvSpec) -> Policy:

@@ -32,7 +32,8 @@ def run(out, server, *options):
 @pytest.mark.parametrize("loop", [(), ("loop=async", "loop.join=prefix", "loop.latency=0.1")])
 def test_rows_of_a_served_policy_are_those_of_one_here(tmp_path, loop):
     """All that a row says but for its timing, under which address and encoding stand."""
-    shared = ("env=lift", "env.control=absolute", "env.max_steps=30", "episodes=2", "video=none", *loop)
+    # Neither is told in which control its actions are meant: each says so itself.
+    shared = ("env=lift", "env.max_steps=30", "episodes=2", "video=none", *loop)
     rollout(load("rollout", [*shared, "policy=nano_lift_beast", f"out={tmp_path / 'here'}"]))
     with serving(load_policy("nano_lift_beast", {}, "cpu")) as server:
         there = ("policy=remote", f"policy.address={server.address}", "policy.encoding=raw")

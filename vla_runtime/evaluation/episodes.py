@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import vla_runtime
-from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
+from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy, control_for
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
@@ -71,12 +71,17 @@ class EpisodeRunner:
 
     def __init__(self, config: Config, video: str, out: Path):
         config = _decoding_for(config)
+        self._env: Env = build_environment(config)
+        self._policy: Policy = built_policy(config, self._env)
+        control = control_for(config["env"], self._env, self._policy.spec.action)
+        if control is not None:
+            self._env.close()
+            config = {**config, "env": {**config["env"], "control": control}}
+            self._env = build_environment(config)
         self._config = config
         self._video = video
         self._out = out
         self._seed = policy_seed(config)
-        self._env: Env = build_environment(config)
-        self._policy: Policy = built_policy(config, self._env)
         spec, policy = self._env.spec, self._policy.spec
         wanted = Contract.of(policy)
         if config["loop"]["rate"] is not None:
@@ -101,7 +106,7 @@ class EpisodeRunner:
             "statistics": policy.statistics,
             "weights": policy.weights,
             "contract": Contract.of(spec).fingerprint(),
-            "control": config["env"].get("control"),
+            "control": getattr(self._env, "control", config["env"].get("control")),
             "style": config["style"],
             "recover": config["recover"],
             "faults": {name: value for name, value in config["faults"].items() if name != "_target_"},
