@@ -24,7 +24,6 @@ from vla_runtime.compose import (
     control_for,
     main,
     select_tasks,
-    set_single_threaded_blas,
 )
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import Clock, SystemClock
@@ -36,6 +35,7 @@ from vla_runtime.disk import write_json
 from vla_runtime.evaluation.folder import without_secrets
 from vla_runtime.evaluation.statistics import wilson_interval
 from vla_runtime.interfaces import Policy
+from vla_runtime.machine import set_single_threaded_blas
 from vla_runtime.messages import env_document, policy_document
 from vla_runtime.ros.bags import Recorded
 from vla_runtime.ros.gate import GateNode

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from vla_runtime.compose import BadArguments, build_env, load, main, select_tasks, set_single_threaded_blas
+from vla_runtime.compose import BadArguments, build_env, load, main, select_tasks
 from vla_runtime.contract import Contract
 from vla_runtime.data import page, report, schema
 from vla_runtime.data.attempts import Attempter, Job, action_specs, part_name, start_attempter
@@ -30,6 +30,7 @@ from vla_runtime.data.unfinished import PARTS, require_same, save_settings, save
 from vla_runtime.data.writer import Writer
 from vla_runtime.disk import locked, plain, write_text
 from vla_runtime.evaluation.workers import run_jobs
+from vla_runtime.machine import set_single_threaded_blas
 from vla_runtime.types import ActionSpec, EnvSpec
 
 # Evaluation takes its initial states from seeds below this one.

@@ -12,7 +12,6 @@ import difflib
 import importlib.util
 import json
 import logging
-import os
 import re
 import signal
 import sys
@@ -310,12 +309,3 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(value, DictConfig):
             keys += _keys(value, f"{name}.")
     return keys
-
-
-def set_single_threaded_blas() -> None:
-    """For processes that step simulators: their matrices are tiny, and BLAS threads only fight over cores.
-
-    Works for processes started afterwards; a value the user has set stays.
-    """
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")

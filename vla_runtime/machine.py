@@ -1,10 +1,17 @@
-"""What this machine is, in words that a table of figures needs beside them."""
+"""What this machine is, and who of it may use how much: its name beside figures, cores and threads of processes."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# How libraries are told how many threads to start.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Those that were set here and not by the user.
+_limited: set[str] = set()
 
 
 def hardware() -> str:
@@ -16,3 +23,35 @@ def hardware() -> str:
         model = names[0].split(":", 1)[1].strip() if names else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores"
+
+
+def set_single_threaded_blas() -> None:
+    """For processes that step simulators: their matrices are tiny, and BLAS threads only fight over cores.
+
+    Works for processes started afterwards; a value the user has set stays.
+    """
+    for name in _THREADS:
+        if name not in os.environ:
+            os.environ[name] = "1"
+            _limited.add(name)
+
+
+@contextmanager
+def one_core_left() -> Iterator[None]:
+    """Processes that are started within may use all cores but one, with a thread on each unless the user says how many.
+
+    Set before they begin, since libraries start their threads when they are loaded. Where there is one core, or a
+    system that cannot tell, nothing changes.
+    """
+    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(known) < 2:
+        yield
+        return
+    os.sched_setaffinity(0, known - {max(known)})
+    before = {name: os.environ[name] for name in _limited}
+    os.environ.update(dict.fromkeys(_limited, str(len(known) - 1)))
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+        os.sched_setaffinity(0, known)

@@ -25,7 +25,6 @@ from vla_runtime.compose import (
     build_policy,
     main,
     select_tasks,
-    set_single_threaded_blas,
 )
 from vla_runtime.control.recorder import Recording
 from vla_runtime.control.settings import read_groups
@@ -50,6 +49,7 @@ from vla_runtime.evaluation.replaying import Replay, explain
 from vla_runtime.evaluation.report import write_report
 from vla_runtime.evaluation.video import has_video
 from vla_runtime.evaluation.workers import run_jobs
+from vla_runtime.machine import set_single_threaded_blas
 from vla_runtime.messages import read_env
 
 _VIDEO = ("all", "failures", "none")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pickle import PicklingError
 from typing import Any
 
 from vla_runtime.control.planner import forget
 from vla_runtime.interfaces import Policy, Session
+from vla_runtime.machine import one_core_left
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Isolated:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._build, self._arguments), daemon=True)
-        with _one_core_left():
+        with one_core_left():
             self._process.start()
         theirs.close()
         self._asked, self._lock = False, threading.Lock()
@@ -113,24 +113,6 @@ class Isolated:
         if kind == "error":
             raise value
         return value
-
-
-@contextmanager
-def _one_core_left() -> Iterator[None]:
-    """Processes that are started within may run on all cores but one, which the loop has for itself.
-
-    Set before they begin, since libraries start their threads when they are loaded, as many as there are cores then.
-    Where there is one core, or a system that cannot tell, nothing changes.
-    """
-    known = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if len(known) < 2:
-        yield
-        return
-    os.sched_setaffinity(0, known - {max(known)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, known)
 
 
 def _dead(process: Any) -> RuntimeError:
