@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import ssl
 from typing import Any
@@ -49,14 +50,16 @@ def serve(config: Config) -> Result:
     except (TypeError, ValueError) as error:
         raise BadArguments(f"keys: {error}") from error
     address: dict[str, Any] = {}
-    asyncio.run(_until_told(policy, access, keys, config, tls, address))
+    if not asyncio.run(_until_told(policy, access, keys, config, tls, address)):
+        # It would be waited for.
+        os._exit(1)
     policy.close()
     return {"address": address["address"], "policy": policy.spec.name}, 0
 
 
 async def _until_told(
     policy: Policy, access: Access, keys: Keys, config: Config, tls: ssl.SSLContext | None, address: dict[str, Any]
-) -> None:
+) -> bool:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -66,7 +69,8 @@ async def _until_told(
         _log.info("serving %s at %s", policy.spec.name, address["address"])
 
     server = PolicyServer(policy, access, keys, config["seed"], batch=config["batch"])
-    await server.serve(config["host"], config["port"], stop, ready, tls)
+    await server.warm_up()
+    return await server.serve(config["host"], config["port"], stop, ready, tls)
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

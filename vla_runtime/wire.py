@@ -38,6 +38,10 @@ def encryption(address: str, ca: str | None) -> ssl.SSLContext | None:
         raise ValueError(f"ca: expected a PEM file, got {ca}: {error}") from error
 
 
+# Maps in a message, and values in a list of one, at most.
+_MAPS, _LIST = 4096, 2**20
+
+
 def pack(value: Any) -> bytes:
     """`value` (None, bool, numbers, text, bytes, lists, maps, arrays) as bytes. ValueError for what has no encoding."""
     packed: bytes = msgpack.packb(value, default=_encode)
@@ -45,9 +49,20 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """What `pack` was given: tuples come back as lists, arrays own their memory. ValueError for anything else."""
+    """What `pack` was given: tuples come back as lists, arrays own their memory. ValueError for anything else, and for
+    far more maps or longer lists than any message of ours or openpi's has: a few bytes make much work.
+    """
+    maps = 0
+
+    def decode(value: dict[Any, Any]) -> Any:
+        nonlocal maps
+        maps += 1
+        if maps > _MAPS:
+            raise ValueError(f"expected at most {_MAPS} maps, got more")
+        return _decode(value)
+
     try:
-        return msgpack.unpackb(data, object_hook=_decode, strict_map_key=False)
+        return msgpack.unpackb(data, object_hook=decode, strict_map_key=False, max_array_len=_LIST, max_map_len=_MAPS)
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, SyntaxError, OverflowError) as error:
         raise ValueError(f"message: expected one msgpack value, got {type(error).__name__}: {error}") from error
 

@@ -27,7 +27,7 @@ from vla_runtime.serving.protocol import Keys
 from vla_runtime.serving.server import Access
 from vla_runtime.spline import SplineCurve
 from vla_runtime.testing import check_policy
-from vla_runtime.types import SpecMismatch
+from vla_runtime.types import CameraSpec, SpecMismatch
 from vla_runtime.wire import pack, unpack
 
 NAMES = {"overhead": "observation/image", "hand": "observation/wrist_image"}
@@ -342,6 +342,25 @@ def test_a_server_that_is_told_to_stop_answers_what_it_was_asked(seen):
         remote.begin(1).predict([seen])
 
 
+def test_a_policy_that_never_answers_does_not_keep_a_server_from_ending(seen, monkeypatch):
+    monkeypatch.setattr("vla_runtime.serving.server._DRAIN", 0.2)
+    released = threading.Event()
+
+    def hang(session, seed):
+        session.predict = lambda *_: released.wait(30)
+        return session
+
+    server = Served(Policy(Recording(size=16), hang))
+    remote = RemotePolicy(server.address, timeout=0.2)
+    with pytest.raises(RemoteError, match="expected an answer within"):
+        remote.begin(0).predict([seen])
+    try:
+        server.stop()
+        assert server.drained is False
+    finally:
+        released.set()
+
+
 def test_a_restarted_server_is_a_loud_failure_and_then_a_new_beginning(seen, caplog):
     caplog.set_level(logging.ERROR)
     server = Served(small())
@@ -358,6 +377,47 @@ def test_a_restarted_server_is_a_loud_failure_and_then_a_new_beginning(seen, cap
     assert session.predict([seen]).actions[0, 0] == 0.0
     remote.close()
     again.stop()
+
+
+def test_a_server_of_another_policy_is_not_obeyed(seen):
+    """Started again at the same place with other weights, or by somebody else."""
+    one = Served(small())
+    remote = RemotePolicy(one.address)
+    session = remote.begin(0)
+    session.predict([seen])
+    one.stop()
+    other = small()
+    other.spec = replace(other.spec, weights="other")
+    with serving(other) as server:
+        session._line._address = server.address
+        for _ in range(2):
+            with pytest.raises(RemoteError):
+                session.predict([seen])
+        with pytest.raises(
+            RemoteError, match=r"\(weights None\) that was there at first, got numbered \(weights other\)"
+        ):
+            session.predict([seen])
+    remote.close()
+
+
+def test_more_cameras_than_openpi_has_names_for():
+    policy = small()
+    names = ("left", "right", "hand")
+    policy.spec = replace(policy.spec, cameras=tuple(CameraSpec(name, 16, 16) for name in names))
+    keys = Keys.of(policy.spec, cameras={name: f"observation/{name}" for name in names})
+    with serving(policy, keys=keys) as server:
+        remote = RemotePolicy(server.address)
+        assert [camera.name for camera in remote.spec.cameras] == list(names)
+        remote.close()
+
+
+def test_a_message_of_too_many_parts_is_refused_before_it_is_made(seen):
+    with serving(small()) as server, connect(server.address) as line:
+        line.recv()
+        line.send(msgpack.packb([{}] * 5000))
+        assert "expected at most 4096 maps" in line.recv()
+        line.send(b"\xdd\x7f\xff\xff\xff")
+        assert "message: expected one msgpack value" in line.recv()
 
 
 def test_a_stock_server_needs_a_contract_and_gets_openpis_words(env, seen):

@@ -25,7 +25,7 @@ class Served:
         async def main():
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             server = PolicyServer(policy, access, keys, batch=batch)
-            await server.serve("127.0.0.1", self.port, self._stop, self._ready)
+            self.drained = await server.serve("127.0.0.1", self.port, self._stop, self._ready)
 
         asyncio.run(main())
 

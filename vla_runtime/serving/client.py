@@ -76,14 +76,14 @@ class RemotePolicy:
                 raise ValueError(
                     "policy.contract, policy.keys: expected none, since this server states its own, got some"
                 )
-            self._spec = read_policy(metadata["policy"])
+            self._spec, self._stated = read_policy(metadata["policy"]), metadata["policy"]
         else:
             if encoding != "raw":
                 raise ValueError(
                     f"policy.encoding: expected raw for a server that is not ours and takes arrays only, got {encoding}"
                 )
             self._spec = _stock_spec(address, contract)
-        self._keys = Keys.of(self._spec, **(keys or {}))
+            self._keys = Keys.of(self._spec, **(keys or {}))
 
     @property
     def spec(self) -> PolicySpec:
@@ -97,6 +97,19 @@ class RemotePolicy:
         """Close all connections."""
         for line in list(self._lines):
             line.drop()
+
+    def connect(self, line: _Line) -> None:
+        """Connect once more. RemoteError for a server of another policy than at first: nobody compared its contract."""
+        metadata = line.connect()
+        ours = isinstance(metadata, dict) and metadata.get(OURS) == VERSION
+        if ours != self.ours or (ours and metadata["policy"] != self._stated):
+            line.drop()
+            name = metadata["policy"].get("name") if ours else "a server that is not ours"
+            weights = metadata["policy"].get("weights") if ours else None
+            raise RemoteError(
+                f"{self.address}: expected the policy {self._spec.name} (weights {self._spec.weights}) that was there "
+                f"at first, got {name} (weights {weights}), or the same otherwise; start anew"
+            )
 
     def message(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None) -> Any:
         """What this server is to be asked with."""
@@ -198,7 +211,7 @@ class _RemoteSession:
         policy, line = self._policy, self._line
         if not line.is_open:
             line.drop()
-            line.connect()
+            policy.connect(line)
             if policy.ours:
                 line.exchange({OURS: VERSION, "kind": "begin", "seed": self._seed})
         if self._anew and policy.ours:

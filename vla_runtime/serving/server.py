@@ -34,6 +34,8 @@ from vla_runtime.types import ActionChunk, Float, Observation
 from vla_runtime.wire import pack, unpack
 
 _KINDS = ("begin", "forget", "predict")
+# Bytes of a message that is read at once, and seconds for those who wait for an answer when the server is told to end.
+_BRIEF, _DRAIN = 2**22, 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -128,8 +130,10 @@ class PolicyServer:
         stop: asyncio.Event,
         ready: Callable[[int], None] = lambda port: None,
         tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """Serve at host:port (0: a free one, told to `ready`) until `stop` is set; then answer what was asked."""
+    ) -> bool:
+        """Serve at host:port (0: a free one, told to `ready`) until `stop` is set; then answer what was asked. False
+        for a policy that did not answer in time.
+        """
         server: Server = await serve(
             self._talk, host, port, process_request=self._admit, max_size=self._access.largest, compression=None,
             ssl=tls, open_timeout=10, close_timeout=2,
@@ -141,8 +145,25 @@ class PolicyServer:
             await stop.wait()
             # No new questions; whoever waits for an answer gets it.
             self._draining = True
-            await self._quiet.wait()
+            try:
+                await asyncio.wait_for(self._quiet.wait(), _DRAIN)
+            except TimeoutError:
+                _log.error("expected the policy to answer within %g s of the end, got nothing", _DRAIN)
+                self._thinking.shutdown(wait=False, cancel_futures=True)
+                return False
         self._thinking.shutdown()
+        return True
+
+    async def warm_up(self) -> None:
+        """Let the policy answer a question once, whatever it says, so that nobody waits for what its first takes."""
+        spec = self._policy.spec
+        images = {camera.name: camera.example() for camera in spec.cameras}
+        seen = Observation(spec.state.example(), images, "nothing", 0.0)
+
+        def answer() -> ActionChunk:
+            return self._policy.begin(self._seed).predict([seen] * len(spec.observation_offsets))
+
+        await asyncio.get_running_loop().run_in_executor(self._thinking, answer)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
@@ -323,7 +344,8 @@ class _Client:
     async def answer(self, frame: str | bytes, began: float) -> bytes:
         if isinstance(frame, str):
             raise ValueError("message: expected a binary frame, got text")
-        message = unpack(frame)
+        # What takes its time is done beside the loop that listens to everybody.
+        message = unpack(frame) if len(frame) < _BRIEF else await asyncio.to_thread(unpack, frame)
         kind = check_kind(message, _KINDS)
         if kind is None:
             return await self._openpi(message, began)
@@ -347,7 +369,6 @@ class _Client:
         seen = message.get("observations")
         if not isinstance(seen, list) or not seen:
             raise ValueError("predict: expected a list of observations, oldest first, got none")
-        # Beside the loop that listens to everybody: pictures take their time.
         cameras = self._server.policy.spec.cameras
         observations = await asyncio.to_thread(lambda: [read_observation(one, cameras) for one in seen])
         committed, deadline = message.get("committed"), message.get("deadline")
