@@ -127,8 +127,8 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     steps = 10**9 if config["steps"] is None else config["steps"]
     _managed(config, contract, transport, clock, safety)
     robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps, stop.is_set)
-    have = Contract.of(robot.spec)
-    require_match(have, at_rate(Contract.of(policy.spec), have.rate_hz), f"robot {robot.spec.name}", policy.spec.name)
+    wanted = at_rate(Contract.of(policy.spec), contract.rate_hz)
+    require_match(contract, wanted, f"robot {robot.spec.name}", policy.spec.name)
     # A robot's time is the machine's.
     loop = {**config["loop"], "clock": "system"}
     settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
@@ -213,8 +213,11 @@ def _check_policy_side(config: Config, contract: Contract) -> None:
     desk = robot_of(contract).desk
     if not config["arm"] and desk.reset is None:
         raise BadArguments("arm=false: expected robot.desk.reset in the contract, or nobody could arm it, got none")
-    if config["safety"]["heartbeat"] is not None and desk.heartbeat is None:
-        raise BadArguments("safety.heartbeat: expected robot.desk.heartbeat in the contract, got none to listen to")
+    if (config["safety"]["heartbeat"] is None) != (desk.heartbeat is None):
+        raise BadArguments(
+            "safety.heartbeat: expected seconds where the contract has robot.desk.heartbeat, and null where it has "
+            f"none, got {config['safety']['heartbeat']} and {desk.heartbeat}"
+        )
 
 
 class _Told(Exception):
@@ -289,9 +292,11 @@ def _robot(config: Config, contract: Contract, transport: Transport, clock: Cloc
 
 
 def _gate(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
+    if not config["arm"] and robot_of(contract).desk.reset is None:
+        raise BadArguments("arm=false: expected robot.desk.reset in the contract, or nobody could open it, got none")
     stamps = RobotClock()
-    gate = GateNode(contract, transport, clock, stamps, stamps.follow)
-    _log.info("gate: %s", ", ".join(sorted(gate.gates)))
+    gate = GateNode(contract, transport, clock, stamps, stamps.follow, config["arm"])
+    _log.info("gate: %s, %s", ", ".join(sorted(gate.gates)), "open" if config["arm"] else "closed until a reset")
     try:
         while not stop.is_set():
             gate.tick()

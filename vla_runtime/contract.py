@@ -20,8 +20,8 @@ from vla_runtime.robot_side import RobotSide
 from vla_runtime.types import ActionSpec, CameraSpec, EnvSpec, Group, PolicySpec, SpecMismatch, StateSpec
 
 VERSION = 1
-# Of a group, what a robot may do and nobody must know.
-_LIMITS = ("speed", "acceleration")
+# Of a group, what is a robot's own affair and nobody must know.
+_OWN = ("speed", "acceleration", "rest")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +138,20 @@ def differences(have: Contract, want: Contract) -> list[str]:
     return found
 
 
+def every_difference(have: Contract, want: Contract) -> list[str]:
+    """All in which two contracts differ, whether or not it keeps one from fulfilling the other, and also what only one
+    of them states.
+    """
+
+    def keyed(contract: Contract) -> dict[str, Any]:
+        document = contract.document()
+        parts = {part: {one["name"]: one for one in document[part]} for part in ("cameras", "state", "action")}
+        orders = {f"order of {part}": list(groups) for part, groups in parts.items() if part != "cameras"}
+        return {**document, **parts, **orders}
+
+    return [line.removeprefix("contract.") for line in _document_differences("contract", keyed(have), keyed(want))]
+
+
 def at_rate(contract: Contract, rate_hz: float) -> Contract:
     """What a policy wants of a robot of that rate: goals can be sent more often than they are made, a whole number of
     times; increments and velocities mean their own period.
@@ -174,7 +188,7 @@ def _group_differences(what: str, have: tuple[Group, ...], want: tuple[Group, ..
     found = []
     for a, b in zip(have, want, strict=True):
         # How fast a robot may move is its own affair: whoever commands it is brought inside.
-        for field in (one for one in fields(Group) if one.name not in _LIMITS):
+        for field in (one for one in fields(Group) if one.name not in _OWN):
             x, y = getattr(a, field.name), getattr(b, field.name)
             if x != y:
                 found.append(f"{what} group {b.name!r}, {field.name}: expected {_plain(y)}, got {_plain(x)}")
@@ -182,7 +196,7 @@ def _group_differences(what: str, have: tuple[Group, ...], want: tuple[Group, ..
 
 
 def _group_document(group: Group) -> dict[str, Any]:
-    stated = {key: value for key, value in asdict(group).items() if key not in _LIMITS or value is not None}
+    stated = {key: value for key, value in asdict(group).items() if key not in _OWN or value is not None}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in stated.items()}
 
 

@@ -65,13 +65,13 @@ def doctor(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 def _contracts(paths: Sequence[str] | str) -> tuple[dict[str, Any], int]:
     # Late: a machine whose contracts cannot be read is to be looked at, too.
-    from vla_runtime.contract import Contract, differences
+    from vla_runtime.contract import Contract, every_difference
 
     names = [paths] if isinstance(paths, str) else list(paths)
     if not 1 <= len(names) <= 2:
         raise ValueError(f"contract: expected one file or [a.yaml,b.yaml], got {len(names)}")
     read = [Contract.load(name) for name in names]
-    found = differences(read[0], read[1]) if len(read) == 2 else []
+    found = every_difference(read[0], read[1]) if len(read) == 2 else []
     results = [
         {"name": what, "ok": False, "detail": detail, "remedy": f"change {' or '.join(names)}", "required": True}
         for what, _, detail in (line.partition(": ") for line in found)

@@ -118,7 +118,8 @@ class Group:
     axis_angle, quaternion_xyzw. full_scale: SI value that 1.0 stands for, when units are normalised.
     dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values. speed, acceleration: how
     fast the robot may move the group as a whole, in units (radians for rotations) per second and per second squared;
-    None: nobody says.
+    None: nobody says. rest: values of an absolute group that no group of the state tells, which leave it alone before
+    it has been told any; None for groups that have no need of it.
     """
 
     name: str
@@ -135,8 +136,11 @@ class Group:
     close: float | None = None
     speed: float | None = None
     acceleration: float | None = None
+    rest: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.rest is not None and len(self.rest) != len(self.dims):
+            raise ValueError(f"group {self.name!r}: rest expected {len(self.dims)} values, got {len(self.rest)}")
         for limit in ("speed", "acceleration"):
             value = getattr(self, limit)
             if value is not None and not value > 0:

@@ -1,8 +1,8 @@
 """A robot of nobody's making: a node with two cameras, a joint state in an order of its own, and ears.
 
 Usage: plain_robot.py COMMAND_TYPE. Says everything 20 times a second and does on stdin what it is told, a word a line:
-nan, freeze (stamps), blind (no cameras), well; stop, reset (on the desk); twist (a command as a bridge would send it);
-told: a line of JSON of all it said and heard.
+nan, freeze (stamps), blind (no cameras), well; stop, reset (on the desk), whisper (a stop, of best effort); twist (a
+command as a bridge would send it); told: a line of JSON of all it said and heard.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Robot:
         }
         self.joints = self.node.create_publisher(JointState, "/joint_states", BEST)
         self.desk = {word: self.node.create_publisher(Empty, f"/vla/{word}", 1) for word in ("stop", "reset")}
+        self.desk["whisper"] = self.node.create_publisher(Empty, "/vla/stop", BEST)
         self.gated = self.node.create_publisher(JointTrajectory, "/arm/command/gated", 1)
         self.said, self.images, self.heard, self.done = {}, [], [], []
         self.count, self.mood, self.frozen, self.sequence = 0, "well", None, 0

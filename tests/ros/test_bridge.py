@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import yaml
 from robots import Aiming
 from staged import COMMANDS, Stage
 
@@ -225,8 +227,10 @@ def test_both_sides_end_when_they_are_told_to(tmp_path):
 def test_a_desk_must_have_what_is_waited_for(tmp_path):
     with pytest.raises(BadArguments, match=r"arm=false: expected robot\.desk\.reset"):
         Stage(tmp_path, desk=Desk(reset=None)).bridge(arm=False)
-    with pytest.raises(BadArguments, match=r"safety\.heartbeat: expected robot\.desk\.heartbeat"):
-        Stage(tmp_path, desk=Desk(heartbeat=None)).bridge("safety.heartbeat=0.5")
+    # A heartbeat that nobody heeds is as dangerous as one that nobody gives.
+    for desk, seconds in ((Desk(), 0.5), (Desk(heartbeat="/vla/heartbeat"), "null")):
+        with pytest.raises(BadArguments, match=r"safety\.heartbeat: expected seconds where the contract has"):
+            Stage(tmp_path, desk=desk).bridge(f"safety.heartbeat={seconds}")
 
 
 def test_contracts_are_compared_before_anything_moves(tmp_path):
@@ -238,6 +242,14 @@ def test_contracts_are_compared_before_anything_moves(tmp_path):
     assert stage.commands() == []
     with pytest.raises(SpecMismatch, match="reach does not fulfil the contract of the robot's contract"):
         SimulatedRobot(other, stage.contract, stage.air.transport(), SystemClock(), RobotClock())
+
+
+def test_what_a_contract_states_of_a_policy_is_compared(tmp_path):
+    stage = Stage(tmp_path)
+    stage.policy.spec = replace(stage.policy.spec, statistics="bbbb")
+    stage.path.write_text(yaml.safe_dump(replace(stage.contract, statistics="aaaa", horizon=99).document()))
+    with pytest.raises(SpecMismatch, match=r"(?s)2 differences.*horizon.*statistics: expected 'bbbb', got 'aaaa'"):
+        stage.bridge()
 
 
 @pytest.mark.parametrize(

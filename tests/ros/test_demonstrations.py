@@ -143,6 +143,21 @@ def test_rows_without_a_fresh_command_are_marked(tmp_path):
     assert episode.columns["disturbed"][-10:].all()
 
 
+def test_standing_because_it_may_not_move_is_no_demonstration(tmp_path):
+    """A bridge says twice a second whether it may; its commands keep the robot where it is meanwhile."""
+    bag = Bag(tmp_path / "bag")
+    for step in range(40):
+        time = 1000 + step * 0.05
+        if step % 10 == 0:
+            bag.say("/vla/status", STRING, text(json.dumps({"allowed": step >= 20})), time - 0.001)
+        bag.tick(time, step)
+    bag.end(1002.0)
+    (episode,) = read(bag, tmp_path)
+    joints = np.round(episode.columns["observation.state"][:, 0] * 100)
+    assert episode.columns["disturbed"][joints < 19].all()
+    assert not episode.columns["disturbed"][joints > 21].any()
+
+
 @pytest.mark.parametrize(("kind", "stamped"), [(TRAJECTORY, True), (TRAJECTORY, False), (ARRAY, False)])
 def test_what_somebody_told_the_controllers_by_hand_is_a_demonstration(tmp_path, kind, stamped):
     """No bridge was there: a first data set of a robot is teleoperated."""

@@ -12,11 +12,12 @@ from air import Air
 from vla_runtime.contract import Contract
 from vla_runtime.control.clock import VirtualClock
 from vla_runtime.control.safety import Safety
+from vla_runtime.control.standing import standing
 from vla_runtime.robot_side import ARRAY, TWIST_STAMPED, Topic
 from vla_runtime.ros.gate import GateNode
 from vla_runtime.ros.messages import empty, image_message, state_message
 from vla_runtime.ros.robot import RosRobot
-from vla_runtime.types import Command, SpecMismatch
+from vla_runtime.types import ActionSpec, Command, SpecMismatch
 
 CONTRACT = Contract.load(Path(__file__).parent.parent.parent / "examples" / "robots" / "quadruped.yaml")
 WALK = np.float32([0.5, -0.1, 0.25, 0.5, 0.5, 0.0, 2.5, 0.3, 0.0, 0.1, 0.0])
@@ -112,6 +113,21 @@ def test_a_stop_stops_the_body(meadow):
     meadow.gate.tick()
     meadow.command(WALK)
     assert meadow.twists()[1:] == [(0, 0, 0)]
+
+
+def test_it_stands_in_a_gait_of_its_own_until_it_is_told_one(meadow):
+    """No state says in which gait it is: what it is told before any plan is there, the contract states."""
+    rest = CONTRACT.action.group("gait").rest
+    seen = meadow.robot.observe(("front",))
+    first = standing(meadow.robot.spec, seen)
+    np.testing.assert_allclose(first[3:10], rest, rtol=1e-6)
+    np.testing.assert_array_equal(first[:3], 0)
+    np.testing.assert_array_equal(standing(meadow.robot.spec, seen, WALK)[3:10], WALK[3:10])
+    action = ActionSpec(tuple(replace(one, rest=None) for one in CONTRACT.action.groups))
+    with pytest.raises(SpecMismatch, match="or the group to state its rest"):
+        standing(replace(meadow.robot.spec, action=action), seen)
+    with pytest.raises(ValueError, match="rest expected 7 values, got 1"):
+        replace(CONTRACT.action.group("gait"), rest=(0.0,))
 
 
 @pytest.mark.parametrize("ends", ["gait", "nothing"])

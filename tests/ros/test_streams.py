@@ -112,6 +112,18 @@ def test_a_clock_that_stands_still_ages():
     assert said.streams.observation(()).time == pytest.approx(5.0)
 
 
+def test_a_line_on_which_messages_queue_up_grows_old_and_drifting_clocks_do_not():
+    for late, stale in ((0.05, True), (5e-5, False)):
+        said = Said()
+        for step in range(1200):
+            now = 5.0 + step * 0.05
+            # What has been said comes later and later, by `late` seconds a second.
+            said.joints(now, delay=late * (now - 5.0))
+        age = said.streams.ages()["state joints"]
+        assert bool(said.streams.stale()) == stale, age
+        assert age == pytest.approx(3.0 if stale else 0.0, abs=0.1)
+
+
 def test_fast_joints_meet_a_slow_camera():
     said = Said(skew=0.01)
     for step in range(600):

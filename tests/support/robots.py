@@ -24,7 +24,7 @@ def reach_robot(control="absolute", size=16, **changes):
             "position": StateStream("/joint_states", ("hand.x", "hand.y"), max_age=1.0),
         },
         {"joints": CommandStream("/arm/command", ("j1", "j2"), stop)},
-        desk=Desk(heartbeat="/vla/heartbeat", outcome="/vla/outcome", instruction="/vla/instruction"),
+        desk=Desk(outcome="/vla/outcome", instruction="/vla/instruction"),
     )
     return replace(Contract.of(spec), robot=replace(side, **changes))
 

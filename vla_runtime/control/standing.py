@@ -10,20 +10,24 @@ from vla_runtime.types import EnvSpec, Float, Observation, SpecMismatch
 def standing(env: EnvSpec, observation: Observation, last: Float | None = None) -> Float:
     """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion.
 
-    last: the action before, whose grippers stay as they were told; without one they are open. SpecMismatch for an
-    absolute group without a group of the same name and rotation in the state.
+    last: the action before, whose grippers, and groups that no state tells, stay as they were told; without one they
+    are open, and at rest. SpecMismatch for an absolute group without a group of the same name and rotation in the
+    state, and without a rest.
     """
     action = np.zeros(env.action.size, np.float32)
     for group in env.action.groups:
         part = env.action.slices[group.name]
         if group.kind == "absolute":
             same = [one for one in env.state.groups if (one.name, one.rotation) == (group.name, group.rotation)]
-            if not same:
+            if same:
+                action[part] = observation.state[env.state.slices[group.name]]
+            elif group.rest is not None:
+                action[part] = group.rest if last is None else last[part]
+            else:
                 raise SpecMismatch(
-                    f"hold: expected the state to have the absolute action group {group.name!r}, "
-                    f"got {list(env.state.slices)}"
+                    f"hold: expected the state to have the absolute action group {group.name!r}, or the group to state "
+                    f"its rest, got {list(env.state.slices)} and none"
                 )
-            action[part] = observation.state[env.state.slices[group.name]]
         elif group.kind == "binary" and last is not None:
             action[part] = last[part]
         elif group.kind == "binary" and group.open is not None:

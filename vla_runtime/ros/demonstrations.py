@@ -56,7 +56,7 @@ def demonstrations(
     ValueError where there is no instruction, for a bag without an outcome that nobody answers for, and for one that
     lacks a topic of the contract.
     """
-    lines, ends, humans, said = _read(path, contract)
+    lines, moves, ends, humans, said = _read(path, contract)
     if not ends:
         if not succeeded:
             topic = robot_of(contract).desk.outcome
@@ -78,7 +78,7 @@ def demonstrations(
             "success": success, "reason": reason, "task": 0, "instruction": words, "attempt": number, "seed": 0,
             "begin_seed": 0, "initial_state": f"{path.name}:{number}", "trimmed": 0, "reset": {"takeovers": marks},
         }  # fmt: skip
-        found = _episode(contract, lines, begins, end, facts)
+        found = _episode(contract, lines, moves, begins, end, facts)
         if found is None:
             _log.warning("%s, episode %d: left out, its streams do not overlap or fall silent", path, number)
         else:
@@ -87,7 +87,7 @@ def demonstrations(
 
 
 def _episode(
-    contract: Contract, lines: dict[str, _Line], begins: float, ends: float, facts: dict[str, Any]
+    contract: Contract, lines: dict[str, _Line], moves: _Line, begins: float, ends: float, facts: dict[str, Any]
 ) -> Episode | None:
     side, period = robot_of(contract), 1.0 / contract.rate_hz
     ages = {f"camera {name}": one.max_age for name, one in side.cameras.items()}
@@ -133,9 +133,10 @@ def _episode(
             [lines[f"state {group.name}"].values[places[f"state {group.name}"]] for group in contract.state.groups]
         )
         still = all(moment - line.times[at] <= side.expiry for line, at in zip(commands, chosen, strict=True))
-        rows.append(
-            {schema.STATE: state, "action": action, schema.FRESH: new or not images, schema.DISTURBED: not still}
-        )
+        # What keeps a robot where it is that may not move teaches nothing.
+        may = moves.before(moment) < 0 or bool(moves.values[moves.before(moment)])
+        row = {schema.STATE: state, "action": action, schema.FRESH: new or not images}
+        rows.append({**row, schema.DISTURBED: not (still and may)})
     if not rows:
         return None
     if side.ends is not None:
@@ -163,8 +164,10 @@ def _episode(
 
 def _read(
     path: Path, contract: Contract
-) -> tuple[dict[str, _Line], list[tuple[float, bool, str]], list[tuple[float, float]], _Line]:
-    """(streams and commands by name, outcomes, takeovers, instructions), all on the robot's clock."""
+) -> tuple[dict[str, _Line], _Line, list[tuple[float, bool, str]], list[tuple[float, float]], _Line]:
+    """(streams and commands by name, whether a bridge says that it may move, outcomes, takeovers, instructions), all on
+    the robot's clock.
+    """
     side, desk = robot_of(contract), robot_of(contract).desk
     lines: dict[str, _Line] = defaultdict(_Line)
     cameras = {one.topic: (name, one) for name, one in side.cameras.items()}
@@ -179,7 +182,7 @@ def _read(
     ends: list[tuple[float, bool, str]] = []
     humans: list[tuple[float, float]] = []
     taken: float | None = None
-    said = _Line()
+    said, moves = _Line(), _Line()
     there = topics_of(path)
     heard = {one: topic for topic in actions for one in (topic, gated(topic)) if one in there}
     both = {topic for topic in actions if {topic, gated(topic)} <= there}
@@ -187,7 +190,7 @@ def _read(
     if not needed <= there:
         ways = ", or without /gated what the controllers heard" if any(one.endswith("/gated") for one in needed) else ""
         raise ValueError(f"{path}: expected the topics {sorted(needed - there)}{ways}, got {sorted(there)}")
-    others = {one for one in (desk.takeover, desk.instruction, desk.outcome) if one in there}
+    others = {one for one in (desk.takeover, desk.instruction, desk.outcome, desk.status) if one in there}
     for topic, message, moment in messages(path, needed | others | set(heard)):
         try:
             if topic in cameras:
@@ -214,6 +217,8 @@ def _read(
             elif topic == desk.outcome:
                 told = json.loads(message.data)
                 ends.append((moment - delay, bool(told["success"]), str(told["reason"])))
+            elif topic == desk.status:
+                moves.add(moment - delay, bool(json.loads(message.data)["allowed"]))
             elif topic == desk.instruction:
                 said.add(moment - delay, str(message.data))
             elif message.data:
@@ -231,7 +236,7 @@ def _read(
     lines_needed += [f"action {topic}" for topic in actions]
     if missing := [name for name in lines_needed if not lines[name].times]:
         raise ValueError(f"{path}: expected messages that can be read of {', '.join(missing)}, got none")
-    return dict(lines), ends, humans, said
+    return dict(lines), moves, ends, humans, said
 
 
 def _groups(numbers: dict[str, float], names: list[str], contract: Contract) -> dict[str, Float]:

@@ -20,7 +20,7 @@ from vla_runtime.contract import Contract
 from vla_runtime.control.clock import Clock
 from vla_runtime.robot_side import CommandStream, Topic
 from vla_runtime.ros.messages import command_message, read_trajectory, theirs
-from vla_runtime.ros.robot import GATED, command_topics, gated
+from vla_runtime.ros.robot import GATED, always, command_topics, gated, listen, taking
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import SpecMismatch
@@ -92,19 +92,20 @@ class GateNode:
     """Gates between a transport's commands and the robot's controllers.
 
     clock: monotonic, for the watchdog; stamps: the robot's own, which its messages are stamped by; follow: asked at
-    every tick by how much that was set meanwhile. `tick` is to be called several times within the contract's expiry.
+    every tick by how much that was set meanwhile; passing: whether commands do before a reset. `tick` is to be called
+    several times within the contract's expiry.
     """
 
     def __init__(
         self, contract: Contract, transport: Transport, clock: Clock, stamps: Clock,
-        follow: Callable[[], float] = lambda: 0.0,
+        follow: Callable[[], float] = lambda: 0.0, passing: bool = True,
     ):  # fmt: skip
         self._contract, self._side = contract, robot_of(contract)
         self._transport, self._clock, self._stamps, self._follow = transport, clock, stamps, follow
         self._lock = threading.Lock()
         self._passed: dict[str, tuple[dict[str, float], float]] = {}
         self._standing: set[str] = set()
-        self._stopped = self._human = False
+        self._stopped, self._human = not passing, False
         self.gates: dict[str, Gate] = {}
         self.faults: Counter[str] = Counter()
         topics = command_topics(self._side.action)
@@ -127,9 +128,10 @@ class GateNode:
         desk = self._side.desk
         for told, stopped in ((desk.stop, True), (desk.reset, False)):
             if told is not None:
-                transport.subscribe(Topic(told, "std_msgs/msg/Empty"), partial(self._told, stopped))
+                urgent = always if stopped else None
+                listen(transport, told, "std_msgs/msg/Empty", partial(self._told, stopped), urgent)
         if desk.takeover is not None:
-            transport.subscribe(Topic(desk.takeover, "std_msgs/msg/Bool"), self._taken)
+            listen(transport, desk.takeover, "std_msgs/msg/Bool", self._taken, taking)
 
     @property
     def refused(self) -> Counter[str]:

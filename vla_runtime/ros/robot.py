@@ -44,6 +44,35 @@ def command_topics(actions: Mapping[str, CommandStream]) -> dict[str, list[str]]
     return found
 
 
+def listen(
+    transport: Transport, name: str, kind: str, on_message: Callable[[Any], None],
+    urgent: Callable[[Any], bool] | None = None,
+) -> None:  # fmt: skip
+    """Hear what people say on a desk's topic.
+
+    urgent: which messages are also heard of a publisher of best effort, whom a reliable subscription never hears. They
+    may come twice, and the second time late: they must mean the same then, or be on the safe side.
+    """
+    if urgent is not None:
+
+        def heed(message: Any) -> None:
+            if urgent(message):
+                on_message(message)
+
+        transport.subscribe(Topic(name, kind, reliable=False), heed)
+    transport.subscribe(Topic(name, kind), on_message)
+
+
+def always(message: Any) -> bool:
+    """Every message: a stop is a stop."""
+    return True
+
+
+def taking(message: Any) -> bool:
+    """That a human takes over, not that one gives back."""
+    return bool(message.data)
+
+
 class RosRobot:
     """Env for a real or simulated robot that speaks as `contract` says.
 
@@ -189,17 +218,17 @@ class RosRobot:
 
     def _listen(self, desk: Desk) -> None:
         safety, now = self._safety, self._clock.now
-        heard: list[tuple[str | None, str, Callable[[Any], None]]] = [
-            (desk.heartbeat, "Empty", lambda message: safety.beat(now())),
-            (desk.stop, "Empty", lambda message: safety.stop(now(), "told to stop")),
-            (desk.reset, "Empty", lambda message: self._told(safety.reset)),
-            (desk.takeover, "Bool", lambda message: self._taken(bool(message.data))),
-            (desk.instruction, "String", self._instructed),
-            (desk.outcome, "String", self._ended),
+        heard: list[tuple[str | None, str, Callable[[Any], None], Callable[[Any], bool] | None]] = [
+            (desk.heartbeat, "Empty", lambda message: safety.beat(now()), always),
+            (desk.stop, "Empty", lambda message: safety.stop(now(), "told to stop"), always),
+            (desk.reset, "Empty", lambda message: self._told(safety.reset), None),
+            (desk.takeover, "Bool", lambda message: self._taken(bool(message.data)), taking),
+            (desk.instruction, "String", self._instructed, None),
+            (desk.outcome, "String", self._ended, None),
         ]
-        for name, kind, on_message in heard:
+        for name, kind, on_message, urgent in heard:
             if name is not None:
-                self._transport.subscribe(Topic(name, f"std_msgs/msg/{kind}"), on_message)
+                listen(self._transport, name, f"std_msgs/msg/{kind}", on_message, urgent)
 
     def _told(self, what: Callable[[float], None]) -> None:
         try:

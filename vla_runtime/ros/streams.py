@@ -1,8 +1,8 @@
 """What a robot says, as observations: the newest of every stream, aligned by the robot's own stamps.
 
 The robot's clock is never compared with ours: the least delay of its messages says where its stamps lie on our clock,
-so that a clock that stands still ages like a stream that does. Whatever comes first is kept, nothing is queued. It
-knows messages and no transport.
+so that a clock that stands still ages like a stream that does, and so does a line on which messages queue up. Whatever
+comes first is kept, nothing is queued. It knows messages and no transport.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vla_runtime.ros.messages import read_image, read_state, stamp
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import Observation, SpecMismatch
 
-# Of every stream so many seconds are kept to align others with, and of so many messages the least delay counts.
-_KEPT, _DELAYS = 2.0, 400
+# Of every stream so many seconds are kept to align others with; seconds by which two clocks may drift apart in one.
+_KEPT, _DRIFT = 2.0, 2e-4
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,8 @@ class Streams:
         self._contract, self._robot, self._clock = contract, robot_of(contract), clock
         self._lock = threading.Lock()
         self._samples: dict[str, deque[_Sample]] = {}
-        self._delays: deque[float] = deque(maxlen=_DELAYS)
+        # The least delay, as our clock less the robot's, and when it was so.
+        self._least, self._least_at = math.inf, 0.0
         self._kept: dict[tuple[str, ...], tuple[float, Observation]] = {}
         self._faults: Counter[str] = Counter()
         self.instruction = ""
@@ -82,6 +83,7 @@ class Streams:
             for samples in self._samples.values():
                 samples.clear()
             self._kept.clear()
+            self._least = math.inf
 
     def ages(self) -> dict[str, float]:
         """Seconds since the newest of every stream was stamped, on our clock; those that have none are left out."""
@@ -178,7 +180,7 @@ class Streams:
                     return
                 # Another clock, or one that was set: nothing of before fits it.
                 self._faults["the robot's clock went back"] += 1
-                self._delays.clear()
+                self._least = math.inf
                 # What was seen last grows old, until something else fits together.
                 self._kept = {asked: (-math.inf, seen) for asked, (_, seen) in self._kept.items()}
                 for kept in self._samples.values():
@@ -186,10 +188,12 @@ class Streams:
             samples.append(sample)
             while sample.stamp - samples[0].stamp > _KEPT:
                 samples.popleft()
-            self._delays.append(received - sample.stamp)
+            # More than clocks drift apart is no clock's doing: what comes later and later is old.
+            drifted = self._least + _DRIFT * max(0.0, received - self._least_at)
+            self._least, self._least_at = min(received - sample.stamp, drifted), received
 
     def _local(self, moment: float) -> float:
-        return moment + min(self._delays, default=0.0)
+        return moment + (self._least if math.isfinite(self._least) else 0.0)
 
     def _refused(self, name: str, reason: str) -> None:
         # What is wrong with each is in the log once: numbers in a key would make every fault a kind of its own.

@@ -150,6 +150,9 @@ class PolicyServer:
             except TimeoutError:
                 _log.error("expected the policy to answer within %g s of the end, got nothing", _DRAIN)
                 self._thinking.shutdown(wait=False, cancel_futures=True)
+                # Whoever still waits is told nothing.
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()
                 return False
         self._thinking.shutdown()
         return True
