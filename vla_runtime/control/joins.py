@@ -64,8 +64,10 @@ class Blend(_AsItIs):
 
     def __call__(self, live: Sequence[Live], time: float) -> Float | None:
         new = live[-1].chunk.at(time)
-        old = live[-2].chunk.at(time) if len(live) > 1 else None
-        passed = round((time - live[-1].begins) / live[-1].chunk.period)
+        # What was executed before, which may have been on its way to another chunk yet.
+        old = self(live[:-1], time) if len(live) > 1 else None
+        # Of rows and parts of them: a faster controller goes across as evenly.
+        passed = round((time - live[-1].begins) / live[-1].chunk.period, 6)
         if new is None or old is None or passed >= self._rows:
             return new
         share = (passed + 1) / (self._rows + 1)

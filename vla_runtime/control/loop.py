@@ -21,7 +21,7 @@ from vla_runtime.control.limits import Limits
 from vla_runtime.control.planner import InStep, Planner
 from vla_runtime.control.safety import Event, Safety
 from vla_runtime.control.schedule import ActionSchedule
-from vla_runtime.control.standing import standing
+from vla_runtime.control.standing import held, standing
 from vla_runtime.control.trace import Trace
 from vla_runtime.interfaces import Env, Session
 from vla_runtime.types import ActionChunk, Command, Float, Observation, Outcome, PolicySpec, SpecMismatch
@@ -92,6 +92,7 @@ def run(
     limits: Limits | None = None,
     safety: Safety | None = None,
     deadline: bool = True,
+    counted: bool = False,
 ) -> Run:
     """Drive `env`, which has just been reset, with `session` until it ends or `max_steps` have passed.
 
@@ -104,7 +105,9 @@ def run(
     then begins with the first row of the answer. join: what is executed where chunks overlap; the newest alone unless
     given. limits: the last look at every command; the range alone unless given. safety: asked at every tick; where it
     forbids motion the robot stands, and when it allows it again everything begins anew. deadline: tell the policy how
-    long there is a plan, so that one which can be brief is; in real time alone.
+    long there is a plan, so that one which can be brief is; in real time alone. counted: the environment's time is that
+    of its commands, as a simulator's: periods that were late are made up for at once, or its world would wait for
+    whoever renders it; a robot's are left out.
     SpecMismatch for a chunk or an observation that breaks its spec.
     """
     if not 1 <= replan <= policy.horizon:
@@ -135,7 +138,7 @@ def run(
                 due = start + (index + 1) * env.spec.period
                 behind = clock.now() - due
                 result.trace.overruns += behind > 0
-                if behind > env.spec.period:
+                if behind > env.spec.period and not counted:
                     # Commands that come in a burst are faster than any limit meant.
                     start += math.floor(behind / env.spec.period) * env.spec.period
                 clock.sleep_until(due)
@@ -192,12 +195,16 @@ class _Loop:
         self._waiting = False
         # How long the last answers took; begun anew with the motion.
         self._waits: deque[float] = deque(maxlen=_REMEMBERED)
+        # The first is longer than all that follow, where a policy warms up: it counts until there is another.
+        self._first_wait: float | None = None
         self._stand: Float | None = None
         self._moves_since = self._since = -math.inf
         # Seconds into the period when the question was asked.
         self._looked = 0.0
         self._began = self._outside = 0.0
         self._playing: ActionChunk | None = None
+        # Whether it stands between two chunks while the policy thinks.
+        self._pausing = False
         self._forget()
 
     def tick(self, index: int) -> Tick:
@@ -213,6 +220,7 @@ class _Loop:
         if answer is None and asked is not None:
             answer = self._take(index, now, allowed)
         if self._stands and self._waiting:
+            self._pausing |= self._playing is not None
             self._forget()
             # Rows count from the answer on.
             self._next_plan += 1
@@ -315,6 +323,7 @@ class _Loop:
             self._history.clear()
             if allowed and looked:
                 self._history.append(observation)
+            self._pausing = False
             self._since, self._next_plan = self._safety.since, index + (not allowed or not looked)
             # On the loop's own time, which lags behind the clock of whoever allowed it by an observation's age.
             self._moves_since = now
@@ -335,7 +344,7 @@ class _Loop:
         committed = None
         if self._prefix:
             # As many rows as will have passed when the answer is there: as in the slowest of the last, rounded up.
-            slowest = max(self._waits, default=0.0)
+            slowest = max(self._waits, default=self._first_wait or 0.0)
             rows = min(math.ceil(slowest / self._policy.period - 1e-3), self._policy.max_committed)
             told = self._schedule.told(now, rows, self._policy.period)
             # As they will be sent: every command of every row, after limits.
@@ -370,7 +379,10 @@ class _Loop:
         trace.waits.append(self._looked + self._thinking.seconds)
         trace.delays.append(now - self._asked_at)
         trace.arrivals.append(index)
-        self._waits.append(now - self._asked_at)
+        if self._first_wait is None:
+            self._first_wait = now - self._asked_at
+        else:
+            self._waits.append(now - self._asked_at)
         trace.facts.append(chunk.facts)
         self._result.plans += 1
         if len(chunk.actions) < self._replan:
@@ -392,12 +404,18 @@ class _Loop:
             # Once: a robot that is told where it is sinks with every look. A hand that moves it moves the place.
             if self._stand is None or (self._safety is not None and self._safety.human):
                 last = trace.commands[-1] if trace.commands else None
-                self._stand = standing(self._env.spec, observation, last)
+                if self._pausing and last is not None:
+                    # It goes on in a moment: where it was told to be is not where it has come yet.
+                    self._stand = held(self._env.spec.action, last)
+                else:
+                    self._stand = standing(self._env.spec, observation, last)
             return Command(self._stand, now, held=True)
         self._stand = None
         command = self._schedule.command_at(now)
-        if self._playing is not None and self._schedule.chunk is not self._playing:
+        went_on = self._playing is not None or self._pausing
+        if went_on and self._schedule.chunk is not self._playing:
             trace.seams.append(index)
+        self._pausing = False
         self._playing = self._schedule.chunk
         return command
 

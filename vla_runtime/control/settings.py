@@ -63,6 +63,11 @@ class Settings:
             raise ValueError(
                 f"loop.join=spline: expected a policy whose chunks have curves (B-spline tokens), got {policy.name}"
             )
+        if self._stands and name in _TOLD:
+            raise ValueError(
+                f"loop.join={name}: expected loop.mode=async, got a robot that stands while the policy thinks, so that "
+                "no rows are executed meanwhile of which it could be told; take join=newest"
+            )
         self._clock, planner = loop.get("clock", "virtual"), loop.get("planner", "thread")
         for option, value, known in (("clock", self._clock, CLOCKS), ("planner", planner, PLANNERS)):
             if value not in known:
@@ -103,11 +108,12 @@ class Settings:
         seed: int = 0,
         on_tick: Callable[[Tick], None] | None = None,
         safety: Safety | None = None,
+        counted: bool = False,
     ) -> None:
         """Drive `env`, which has just been reset, and fill in `result`; on_tick: as for `run`.
 
         latency: on a virtual clock, seconds, a file of recorded ones, begun where `seed` says, or what makes a planner
-        itself. safety: with the timeouts that were asked for unless given.
+        itself. safety: with the timeouts that were asked for unless given. counted: as for `run`.
         """
         if callable(latency):
             planner = latency
@@ -119,7 +125,7 @@ class Settings:
         run(
             env, session, self._policy, clock, replan=self.replan, result=result, planner=planner,
             prefix=self._prefix, join=self._join, stands=self._stands, limits=self._limits(),
-            safety=safety or Safety(self._timeouts), on_tick=on_tick, deadline=self._deadline,
+            safety=safety or Safety(self._timeouts), on_tick=on_tick, deadline=self._deadline, counted=counted,
         )  # fmt: skip
 
     def _limits(self) -> Limits:

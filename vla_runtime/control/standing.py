@@ -1,10 +1,10 @@
-"""The action that leaves a robot where it is."""
+"""The action that leaves a robot where it is, or where it was told to be."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from vla_runtime.types import EnvSpec, Float, Observation, SpecMismatch
+from vla_runtime.types import ActionSpec, EnvSpec, Float, Observation, SpecMismatch
 
 
 def standing(env: EnvSpec, observation: Observation, last: Float | None = None) -> Float:
@@ -33,3 +33,12 @@ def standing(env: EnvSpec, observation: Observation, last: Float | None = None) 
         elif group.kind == "binary" and group.open is not None:
             action[part] = group.open
     return action
+
+
+def held(action: ActionSpec, last: Float) -> Float:
+    """The action float32 [A] that goes on meaning what the last one did: its places and grippers, no motion."""
+    values = np.array(last, np.float32)
+    for group in action.groups:
+        if group.kind in ("delta", "velocity"):
+            values[action.slices[group.name]] = 0.0
+    return values

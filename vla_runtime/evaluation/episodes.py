@@ -30,7 +30,7 @@ from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secre
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.messages import env_document, policy_document
-from vla_runtime.types import Command, Image
+from vla_runtime.types import Command, Image, Observation
 
 if TYPE_CHECKING:
     from vla_runtime.evaluation.live import LiveView
@@ -97,6 +97,8 @@ class EpisodeRunner:
             self._settings = Settings(config["loop"], config["limits"], config["safety"], spec, policy)
         except ValueError as error:
             raise BadArguments(str(error)) from error
+        if self._settings.real_time:
+            self._warm_up()
         self._common = {
             "env": config["choices"]["env"],
             "seed": config["seed"],
@@ -123,6 +125,9 @@ class EpisodeRunner:
         reset_s = 0.0
         try:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
+            if self._settings.real_time:
+                # What opening a renderer takes is no part of any period.
+                self._env.observe([camera.name for camera in self._policy.spec.cameras])
             reset_s = clock.now() - began
             seed = begin_seed(self._seed, task, episode)
             session = self._policy.begin(seed)
@@ -134,7 +139,7 @@ class EpisodeRunner:
                 for watcher in watchers:
                     watcher(tick)
 
-            self._settings.play(self._env, session, result, latency, seed, on_tick)
+            self._settings.play(self._env, session, result, latency, seed, on_tick, counted=True)
         except (Exception, SystemExit) as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
@@ -168,6 +173,13 @@ class EpisodeRunner:
             **self._remote,
         }
         return row
+
+    def _warm_up(self) -> None:
+        """Let the policy answer once before the clock counts: its first answer takes longer than all that follow."""
+        spec = self._policy.spec
+        images = {camera.name: camera.example() for camera in spec.cameras}
+        seen = Observation(spec.state.example(), images, self._env.spec.tasks[0], 0.0)
+        self._policy.begin(self._seed).predict([seen] * len(spec.observation_offsets))
 
     def _live(self, job: Job) -> LiveView | None:
         if self._config["viz"] is None:

@@ -135,7 +135,7 @@ def _episode(
         still = all(moment - line.times[at] <= side.expiry for line, at in zip(commands, chosen, strict=True))
         # What keeps a robot where it is that may not move teaches nothing.
         may = moves.before(moment) < 0 or bool(moves.values[moves.before(moment)])
-        row = {schema.STATE: state, "action": action, schema.FRESH: new or not images}
+        row: dict[str, Any] = {schema.STATE: state, "action": action, schema.FRESH: new or not images}
         rows.append({**row, schema.DISTURBED: not (still and may)})
     if not rows:
         return None
