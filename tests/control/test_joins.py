@@ -83,6 +83,19 @@ def test_a_blend_fades_over_its_rows_and_ends():
     assert Blend(FLAT, 3)([live(np.zeros((2, 2))), new], 0.4)[0] == 1
 
 
+def test_a_blend_is_even_for_a_faster_controller_and_goes_on_from_a_blend():
+    zeros, ones = live(np.zeros((12, 2))), live(np.ones((12, 2)), observed=0.2, begins=0.4)
+    twos = live(np.full((12, 2), 2.0), observed=0.2, begins=0.4 + PERIOD)
+    # At ten times the rate: no step is larger than a tenth of a row's.
+    times = 0.4 + np.arange(0, 31) * PERIOD / 10
+    found = [Blend(FLAT, 3)([zeros, ones], time)[0] for time in times]
+    assert np.abs(np.diff(found)).max() <= 0.25 / 10 + 1e-6
+    # A chunk that comes one row after another goes on from what was executed, not from where that was to lead.
+    found = [Blend(FLAT, 3)([zeros, ones], 0.4)[0]]
+    found += [Blend(FLAT, 3)([zeros, ones, twos], 0.4 + k * PERIOD)[0] for k in range(1, 5)]
+    np.testing.assert_allclose(found, [0.25, 0.5 + 0.25 * 1.5, 0.75 + 0.5 * 1.25, 1.75, 2], atol=1e-6)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 0.0, 0.01])
 @pytest.mark.parametrize("step", [1, 3])
 def test_an_ensemble_weighs_by_age_as_act_does(decay, step):

@@ -289,6 +289,26 @@ def test_a_standing_robot_keeps_its_place_and_its_grip():
     np.testing.assert_array_equal(standing(spec, seen, np.array([0.1, 1], np.float32)), np.array([0.5, 1], np.float32))
 
 
+def test_a_robot_that_pauses_to_think_stays_where_it_was_told_to_be_and_its_jumps_are_counted():
+    """Not where it has come: an arm lags behind its goals, and would go back."""
+    env = Recording(control="absolute")
+    policy = Numbered(env)
+    env.reset(0, 0, 0)
+    env._joints[:] = 1.0
+    result = run(
+        env, policy, policy.spec, VirtualClock(), replan=4, max_steps=40, stands=True,
+        planner=lambda session, wall: Delayed(session, wall, repeat(0.1)),
+    )  # fmt: skip
+    stands = [index for index, one in enumerate(env.applied) if one.held]
+    assert stands[:2] == [0, 1]
+    np.testing.assert_allclose(env.applied[0].values, 1.0)
+    assert stands[2:6] == [6, 7, 12, 13]
+    for index in stands[2:]:
+        np.testing.assert_array_equal(env.applied[index].values, env.applied[5 + 6 * ((index - 6) // 6)].values)
+    # Where it goes on after a pause one chunk follows another, however long it stood.
+    assert result.trace.seams == [8, 14, 20, 26, 32, 38]
+
+
 def test_what_was_asked_before_motion_began_anew_is_not_told_to_forget():
     """Forgetting belongs to the next question, also where the one before has not been taken up yet."""
     env = Recording()

@@ -27,3 +27,11 @@ def test_limits_that_a_robot_states_hold_where_nobody_asks_for_others(asked, hel
     found = Settings(LOOP, {"level": "clamp", "groups": asked}, SAFETY, stated, policy)
     assert found.facts["limits"] == {"level": "clamp", "groups": {"joints": held}}
     assert "limits" not in Settings(LOOP, {"level": "clamp", "groups": None}, SAFETY, spec, policy).facts
+
+
+@pytest.mark.parametrize("join", ["prefix", "pin", "guide"])
+def test_a_robot_that_stands_executes_no_rows_that_a_policy_could_be_told_of(join):
+    spec, policy = Recording().spec, Numbered(Recording()).spec
+    policy = replace(policy, pins=True, decode={"guide": True})
+    with pytest.raises(ValueError, match=rf"loop\.join={join}: expected loop\.mode=async, got a robot that stands"):
+        Settings({**LOOP, "join": join}, {"level": "clamp", "groups": None}, SAFETY, spec, policy)
