@@ -27,6 +27,14 @@ from vla_runtime.evaluation.statistics import newcombe_interval
 from vla_runtime.machine import hardware
 
 HERE = Path(__file__).parent
+# Of control, seconds: delays count in whole ones.
+PERIOD = 0.05
+
+
+def world_delays(folder):
+    """Seconds of the world's time that went by before each answer counted, of all episodes of a run."""
+    rows = [json.loads(row) for row in (folder / "episodes.jsonl").read_text().splitlines()]
+    return np.array([delay for row in rows for delay in row["timing"]["delays_ms"]]) / 1e3
 
 
 def succeeded(folder):
@@ -62,6 +70,11 @@ def main():
         )  # fmt: skip
         waits = np.array(json.loads((real / "latencies.json").read_text()))
         forecast, happened = succeeded(virtual), succeeded(real)
+        worlds = {"real": world_delays(real), "forecast": world_delays(virtual)}
+        medians = {where: float(np.median(delays)) for where, delays in worlds.items()}
+        if abs(medians["real"] - medians["forecast"]) > PERIOD + 1e-6:
+            # A world that waited for somebody, or one that was not as late: another experiment.
+            sys.exit(f"{name}: expected the same delays on both worlds' clocks, got medians of {medians} s")
         if forecast.keys() != happened.keys():
             sys.exit(f"{name}: expected the same episodes in {real} and {virtual}")
         pairs = Counter((forecast[key], happened[key]) for key in forecast)
@@ -69,6 +82,10 @@ def main():
         found[name] = {
             "options": options,
             "latency_s": {f"p{share}": round(float(np.percentile(waits, share)), 4) for share in (50, 95, 99)},
+            "world_delay_s": {
+                where: {f"p{share}": round(float(np.percentile(delays, share)), 4) for share in (50, 95, 99)}
+                for where, delays in worlds.items()
+            },
             "real": {key: lived[key] for key in ("episodes", "successes", "errors", "ci95", "control")},
             "forecast": {key: told[key] for key in ("episodes", "successes", "errors", "ci95")},
             "difference": round(told["success_rate"] - lived["success_rate"], 6),

@@ -163,6 +163,8 @@ class EpisodeRunner:
             "latencies_ms": [round(1e3 * latency, 3) for latency in result.trace.latencies],
             # From the beginning of the period that asked: what a profile for `loop.latency` is made of.
             "waits_ms": [round(1e3 * wait, 3) for wait in result.trace.waits],
+            # The same as the world saw it: whole control periods.
+            "delays_ms": [round(1e3 * delay, 3) for delay in trace.delays],
             # Beside the times, since rounds may end by a deadline.
             "chunks": result.trace.chunk_means(),
             "tick_us": percentiles(result.trace.ticks, 1e6),
