@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -90,6 +91,21 @@ def test_warn_lets_through_stop_ends_and_both_say_why(caplog):
     assert "sent all the same" in caplog.text
     with pytest.raises(LimitExceeded, match=r"at 0\.050 s position: expected speed at most 0\.5, got 8"):
         stop.clamp(far)
+
+
+@pytest.mark.parametrize("level", ["warn", "clamp", "stop"])
+def test_a_range_is_kept_at_every_level_and_what_lay_beyond_it_is_said(level, caplog):
+    caplog.set_level("INFO")
+    limits = Limits(ARM, PERIOD, {}, level)
+    far = command((0.0, -50.0, 0.0), due=0.05)
+    words = rf"at 0\.050 s {re.escape(ARM.names[1])}: expected {ARM.low[1]:.4g} to {ARM.high[1]:.4g}, got -50"
+    if level == "stop":
+        with pytest.raises(LimitExceeded, match=words):
+            limits.clamp(far)
+        return
+    assert limits.clamp(far).values[1] == ARM.low[1]
+    assert limits.broken == ("range",)
+    assert re.search(words, caplog.text)
 
 
 def test_after_a_break_motion_begins_anew():

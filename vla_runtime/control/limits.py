@@ -90,6 +90,8 @@ class Limits:
         self._spec.validate(command.values)
         values, moved = self._spec.clamp(command.values)
         self.broken = ("range",) if moved else ()
+        if moved and not self._quiet:
+            self._beyond(command, values)
         self.events.update(self.broken)
         for watch in self._groups:
             values = self._watched(watch, values, command.due)
@@ -108,6 +110,20 @@ class Limits:
             still = standing(env, observation)
             for watch in self._groups:
                 watch.begin(still)
+
+    def _beyond(self, command: Command, inside: Float) -> None:
+        """Say which dimension lies furthest beyond its range, which is kept at every level; stop ends here."""
+        apart = np.abs(command.values - inside)
+        worst = int(np.argmax(apart))
+        message = (
+            f"limits: at {command.due:.3f} s {self._spec.names[worst]}: expected {self._spec.low[worst]:.4g} to "
+            f"{self._spec.high[worst]:.4g}, got {command.values[worst]:.4g}"
+        )
+        if self._level == "stop":
+            raise LimitExceeded(message)
+        if not self.events["range"]:
+            # Policies that were taught increments ask for a little more than there is all the time.
+            _log.info("%s; brought inside", message)
 
     def _watched(self, watch: _Watch, values: Float, due: float) -> Float:
         allowed, broken = watch.allowed(values, bring_inside=self._level != "warn")
