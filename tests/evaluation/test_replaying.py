@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from numbered import PERIOD
+from numbered import PERIOD, Numbered
+from numbered import Recording as RecordingEnv
 from recorded import LIMITS, recorded
 
 from vla_runtime.control import recorder
-from vla_runtime.control.recorder import Recording
-from vla_runtime.evaluation.replaying import Replay, explain
+from vla_runtime.control.clock import VirtualClock
+from vla_runtime.control.loop import Run, run
+from vla_runtime.control.recorder import Recorder, Recording
+from vla_runtime.evaluation.replaying import Replay, _ended_by, explain
 from vla_runtime.messages import read_env
+from vla_runtime.types import SpecMismatch
 
 
 @pytest.mark.parametrize("join", ["newest", "prefix", "blend", "ensemble", "adaptive"])
@@ -146,3 +151,31 @@ def test_images_that_cannot_be_kept_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "encode_image", full)
     with pytest.raises(OSError, match="no space left"):
         recorded(tmp_path, images=True)
+
+
+def test_the_tick_that_an_exception_ended_is_in_the_recording_too(tmp_path):
+    """It never became a command: what it saw, the answer that was wrong, and what was sent instead."""
+    env = RecordingEnv(size=16)
+    policy = Numbered(env)
+    good = policy.predict
+
+    def predict(observations, committed=None, deadline=None):
+        chunk = good(observations, committed, deadline)
+        return replace(chunk, actions=chunk.actions * np.nan) if len(policy.asked) == 3 else chunk
+
+    policy.predict = predict
+    env.reset(0, 0, 0)
+    kept, result = Recorder(tmp_path / "a.vlarec", {}), Run()
+    with pytest.raises(SpecMismatch):
+        run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=40, on_tick=kept, result=result)
+    kept.close(result, "SpecMismatch: not finite")
+    found = Recording(tmp_path / "a.vlarec")
+    assert len(found.ticks) == 8
+    assert len(env.applied) == 9
+    last = found.end["last"]
+    assert (last["tick"], last["now"]) == (8, pytest.approx(8 * PERIOD))
+    assert np.isnan(last["answer"]["actions"]).all()
+    np.testing.assert_array_equal(last["sent"], env.applied[-1].values)
+    said = "\n".join(_ended_by(last))
+    assert "tick 8 at 0.400 s ended it\na chunk came in it: 16 rows, the first [nan, nan]" in said
+    assert "sent instead, to stay where it was seen: [0, 0]" in said

@@ -58,10 +58,24 @@ class Tick:
 
 
 @dataclass(slots=True, eq=False)
+class Broken:
+    """How far a tick had come that ended a run: what it saw, the answer that had come and what it was to send, None for
+    what it did not reach; sent: the command that keeps the robot where it is, None where none could be sent.
+    """
+
+    index: int
+    now: float | None = None
+    observation: Observation | None = None
+    answer: ActionChunk | None = None
+    wanted: Float | None = None
+    sent: Float | None = None
+
+
+@dataclass(slots=True, eq=False)
 class Run:
     """How one episode went. steps: commands applied; plans: chunks taken; clamped: commands changed by limits.
 
-    broken: how often which limit was broken; events: what safety did.
+    broken: how often which limit was broken; events: what safety did; last: the tick that an exception ended.
     """
 
     outcome: Outcome = field(default_factory=lambda: Outcome(False, "stopped"))
@@ -71,6 +85,7 @@ class Run:
     broken: Mapping[str, int] = field(default_factory=dict)
     events: Sequence[Event] = ()
     trace: Trace = field(default_factory=Trace)
+    last: Broken | None = None
 
 
 def run(
@@ -147,7 +162,8 @@ def run(
                     return result
         except BaseException:
             # Whatever went wrong, the robot is not left with a velocity that nobody takes back.
-            loop.halt()
+            result.last = loop.reached
+            result.last.sent = loop.halt()
             raise
 
     progress = getattr(env, "progress", None)
@@ -203,6 +219,7 @@ class _Loop:
         self._looked = 0.0
         self._began = self._outside = 0.0
         self._playing: ActionChunk | None = None
+        self.reached = Broken(0)
         # Whether it stands between two chunks while the policy thinks.
         self._pausing = False
         self._forget()
@@ -210,7 +227,9 @@ class _Loop:
     def tick(self, index: int) -> Tick:
         """Look, think and decide: everything of a period but the command's execution."""
         self._began, self._outside = self._wall.now(), 0.0
+        self.reached = Broken(index)
         observation, now = self._look(index)
+        self.reached.now, self.reached.observation = now, observation
         if index == 0:
             self._limits.begin(self._env.spec, observation)
         allowed = self._safe(index, now, observation)
@@ -225,6 +244,7 @@ class _Loop:
             # Rows count from the answer on.
             self._next_plan += 1
         wanted = self._due(index, now, observation)
+        self.reached.wanted = wanted.values
         command = self._limits.clamp(wanted)
         trace = self._result.trace
         self._result.clamped = self._limits.clamped
@@ -256,13 +276,15 @@ class _Loop:
         self._result.trace.ticks.append(self._wall.now() - self._began - self._outside)
         return outcome
 
-    def halt(self) -> None:
-        """One last command that keeps the robot where it was seen last; as far as that still can be done."""
+    def halt(self) -> Float | None:
+        """One last command that keeps the robot where it was seen, as far as that still can be done; what it was."""
         last = self._newest
         if last is not None and self._result.steps:
             with suppress(Exception):
                 still = standing(self._env.spec, last, self._result.trace.commands[-1])
                 self._env.apply(Command(still, last.time, held=True))
+                return still
+        return None
 
     def _look(self, index: int) -> tuple[Observation, float]:
         cameras: tuple[str, ...] = ()
@@ -369,6 +391,7 @@ class _Loop:
         answer = self._thinking.take(now)
         if answer is None:
             return None
+        self.reached.answer = answer
         self._waiting = False
         if not allowed or self._asked_at < self._moves_since:
             return answer

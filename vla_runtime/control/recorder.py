@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_runtime.control.loop import Run, Tick
+from vla_runtime.control.loop import Broken, Run, Tick
 from vla_runtime.messages import chunk_document, decode_image, encode_image, read_chunk
 from vla_runtime.types import ActionChunk, Command, Image, Observation
 from vla_runtime.wire import pack, unpack
@@ -86,7 +86,7 @@ class Recorder:
         outcome = result.outcome
         events = [[event.time, event.what, event.reason] for event in result.events]
         ended = {"success": outcome.success, "reason": outcome.reason, "progress": outcome.progress, "error": error}
-        self._write({"end": ended, "events": events})
+        self._write({"end": ended, "events": events, "last": None if result.last is None else _last(result.last)})
         self._file.close()
         self._raise()
 
@@ -111,8 +111,22 @@ class Recorder:
             self._file.write(_HEAD.pack(_SYNC, len(data), _checksum(data)) + data)
 
 
+def _last(broken: Broken) -> dict[str, Any]:
+    seen, answer = broken.observation, broken.answer
+    return {
+        "tick": broken.index,
+        "now": broken.now,
+        "state": None if seen is None else seen.state,
+        # Whatever a policy may have said.
+        "answer": chunk_document(answer) if isinstance(answer, ActionChunk) else None,
+        "wanted": broken.wanted,
+        "sent": broken.sent,
+    }
+
+
 class Recording:
-    """A file that a `Recorder` wrote. header: its; ticks: maps as written; end: None for a run that was cut short.
+    """A file that a `Recorder` wrote. header: its; ticks: maps as written; end: None for a run that was cut short, its
+    `last` how far the tick had come that an exception ended.
 
     A damaged end is dropped with a warning. ValueError for a file of another kind, and for damage anywhere else.
     """

@@ -95,6 +95,23 @@ def explain(ticks: Sequence[Tick], time: float, env: EnvSpec, end: Mapping[str, 
     if index == len(ticks) - 1:
         ended = "the recording was cut short" if end is None else end["end"]["error"] or end["end"]["reason"]
         lines.append(f"the last tick: {ended}")
+        lines += _ended_by(None if end is None else end.get("last"))
+    return lines
+
+
+def _ended_by(last: Mapping[str, Any] | None) -> list[str]:
+    """How far the tick after the last had come, if an exception ended it."""
+    if last is None:
+        return []
+    when = "" if last["now"] is None else f" at {last['now']:.3f} s"
+    lines = [f"tick {last['tick']}{when} ended it"]
+    if last["answer"] is not None:
+        rows = np.asarray(last["answer"]["actions"])
+        lines.append(f"a chunk came in it: {len(rows)} rows, the first {_rounded(rows[0]) if len(rows) else 'missing'}")
+    if last["wanted"] is not None:
+        lines.append(f"it was to send {_rounded(last['wanted'])}")
+    if last["sent"] is not None:
+        lines.append(f"sent instead, to stay where it was seen: {_rounded(last['sent'])}")
     return lines
 
 
