@@ -13,13 +13,15 @@ sim="robosuite==1.4.0 mujoco>=3.3,<3.4 gymnasium>=1.0 termcolor>=2"
 make_peer() {
     name=$1 base=$2 options=$3
     shift 3
-    [ -e "$folder/$name/.ready" ] && return
+    # What it was made of lies beside it: what is to be made of something else is made anew.
+    made="$options $*"
+    [ "$(cat "$folder/$name/.ready" 2>/dev/null)" = "$made" ] && return
     echo "making $folder/$name (once)"
     rm -rf "$folder/$name"
     # shellcheck disable=SC2086
     if "$base" -m venv $options "$folder/$name" &&
         "$folder/$name/bin/python" -m pip --disable-pip-version-check -q install "$@"; then
-        touch "$folder/$name/.ready"
+        printf '%s\n' "$made" >"$folder/$name/.ready"
     else
         echo "could not make $folder/$name" >&2
     fi

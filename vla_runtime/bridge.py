@@ -253,6 +253,7 @@ class _Teller:
                 "ages": self._robot.streams.ages(),
                 "faults": dict(self._robot.faults + self._robot.streams.faults),
                 "health": self._transport.health(),
+                "gate": self._robot.gate,
             }
         )
 
@@ -298,8 +299,12 @@ def _gate(config: Config, contract: Contract, transport: Transport, clock: Clock
     gate = GateNode(contract, transport, clock, stamps, stamps.follow, config["arm"])
     _log.info("gate: %s, %s", ", ".join(sorted(gate.gates)), "open" if config["arm"] else "closed until a reset")
     try:
+        said = clock.now()
         while not stop.is_set():
             gate.tick()
+            if clock.now() >= said:
+                said = clock.now() + 1.0 / _SAID
+                gate.say()
             clock.sleep_until(clock.now() + 1.0 / _WATCHED)
     finally:
         gate.stand()

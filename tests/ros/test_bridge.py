@@ -129,7 +129,7 @@ def test_it_says_how_it_is(tmp_path):
     with Stage(tmp_path).playing() as stage:
         stage.bridge()
     said = stage.said()
-    assert {"tick", "allowed", "stopped", "human", "held", "ages", "faults", "health"} == set(said[0])
+    assert {"tick", "allowed", "stopped", "human", "held", "ages", "faults", "health", "gate"} == set(said[0])
     assert set(said[0]["ages"]) == {"camera overhead", "camera hand", "state joints", "state position"}
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from robots import reach_robot
 
 from vla_runtime.control.clock import VirtualClock
+from vla_runtime.control.safety import Safety
 from vla_runtime.robot_side import CommandStream, Topic
 from vla_runtime.ros.gate import Gate, GateNode
 from vla_runtime.ros.messages import empty, flag, trajectory
-from vla_runtime.ros.robot import GATED
+from vla_runtime.ros.robot import GATED, RosRobot
 
 NAMES = ("j1", "j2")
 
@@ -81,11 +82,13 @@ def test_whatever_comes_what_passes_is_fresh_and_newer(events):
 
 
 class Node:
-    def __init__(self, stream):
+    def __init__(self, stream, passing=True):
         self.air, self.clock, self.stamps = Air(), VirtualClock(), VirtualClock(100.0)
         control = "velocity" if stream.stop == "zero" else "absolute"
         contract, self.set_by = reach_robot(control, action={"joints": stream}), [0.0]
-        self.node = GateNode(contract, self.air.transport(), self.clock, self.stamps, lambda: self.set_by.pop())
+        self.node = GateNode(
+            contract, self.air.transport(), self.clock, self.stamps, lambda: self.set_by.pop(), passing
+        )
         self.stream, self._count = stream, 0
 
     def wait(self, seconds, set_by=0.0):
@@ -193,6 +196,29 @@ def test_a_stop_holds_whatever_becomes_of_the_bridge():
     node.air.say(Topic("/vla/reset", "std_msgs/msg/Empty"), empty())
     node.send((0.5, 0.5))
     assert node.heard()[-1].points[0].positions.tolist() == [0.5, 0.5]
+
+
+def test_a_gate_says_how_it_is_and_a_bridge_hears_it():
+    node = Node(CommandStream("/arm", NAMES, "hold"))
+    contract = reach_robot(action={"joints": node.stream})
+    bridge = RosRobot(contract, node.air.transport(), node.clock, Safety(), "touch")
+    node.send(age=0.3)
+    node.node.say()
+    assert bridge.gate["open"]
+    assert bridge.gate["refused"] == {"old": 1}
+    node.air.say(Topic("/vla/stop", "std_msgs/msg/Empty"), empty())
+    node.node.say()
+    assert (bridge.gate["open"], bridge.gate["stopped"]) == (False, True)
+
+
+def test_a_gate_that_has_just_begun_waits_for_a_reset():
+    """It cannot know whether somebody pressed stop before."""
+    node = Node(CommandStream("/arm", NAMES, "hold"), passing=False)
+    node.send()
+    assert node.heard() == []
+    node.air.say(Topic("/vla/reset", "std_msgs/msg/Empty"), empty())
+    node.send()
+    assert len(node.heard()) == 1
 
 
 def test_a_human_is_not_fought():

@@ -7,10 +7,12 @@ the robot's: it needs no policy, no bridge and no network to do so.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,8 +21,8 @@ import numpy as np
 from vla_runtime.contract import Contract
 from vla_runtime.control.clock import Clock
 from vla_runtime.robot_side import CommandStream, Topic
-from vla_runtime.ros.messages import command_message, read_trajectory, theirs
-from vla_runtime.ros.robot import GATED, always, command_topics, gated, listen, taking
+from vla_runtime.ros.messages import command_message, read_trajectory, text, theirs
+from vla_runtime.ros.robot import GATED, always, command_topics, gate_status, gated, listen, taking
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import SpecMismatch
@@ -110,7 +112,9 @@ class GateNode:
         self.faults: Counter[str] = Counter()
         topics = command_topics(self._side.action)
         streams = {topic: self._side.action[names[0]] for topic, names in topics.items()}
-        transport.open([Topic(topic, one.type, one.reliable, one.depth) for topic, one in streams.items()])
+        says = [Topic(topic, one.type, one.reliable, one.depth) for topic, one in streams.items()]
+        self._status = gate_status(self._side.desk)
+        transport.open([*says, *([] if self._status is None else [self._status])])
         self._streams, self._zeros = streams, dict[str, dict[str, float]]()
         self._moving = {topic: contract.action.group(names[0]).kind == "velocity" for topic, names in topics.items()}
         for topic, names in topics.items():
@@ -137,6 +141,18 @@ class GateNode:
     def refused(self) -> Counter[str]:
         """What did not pass, by reason, of all topics."""
         return sum((gate.refused for gate in self.gates.values()), Counter())
+
+    def say(self) -> None:
+        """Publish how things are, where the desk has a topic for it: whether commands pass, and which have not."""
+        if self._status is None:
+            return
+        with self._lock:
+            said = {
+                "open": not (self._stopped or self._human), "stopped": self._stopped, "human": self._human,
+                "standing": sorted(self._standing), "refused": dict(self.refused), "faults": dict(self.faults),
+            }  # fmt: skip
+        with suppress(RuntimeError):
+            self._transport.publish(self._status, text(json.dumps(said)))
 
     def stand(self) -> None:
         """Nobody watches from here on: bring to a stand all that has been commanded, as each topic's stop says."""

@@ -36,6 +36,11 @@ def gated(topic: str) -> str:
     return f"{topic}/gated"
 
 
+def gate_status(desk: Desk) -> Topic | None:
+    """Where a gate says how it is; None where nobody is told."""
+    return None if desk.status is None else Topic(f"{desk.status}/gate", "std_msgs/msg/String")
+
+
 def command_topics(actions: Mapping[str, CommandStream]) -> dict[str, list[str]]:
     """Groups of the action by the topic on which they go."""
     found: dict[str, list[str]] = {}
@@ -109,6 +114,11 @@ class RosRobot:
         transport.open([*(Topic(gated(name), GATED) for name in self._topics), *said])
         self.streams = Streams(contract, transport, clock)
         self.streams.instruction = instruction
+        # What the gate said last of itself, None where it has said nothing.
+        self.gate: Mapping[str, Any] | None = None
+        gate = gate_status(desk)
+        if gate is not None:
+            transport.subscribe(gate, self._told_by_gate)
         self._listen(desk)
 
     @property
@@ -242,6 +252,12 @@ class RosRobot:
             self._safety.take_over(self._clock.now())
         elif self._safety.human:
             self._told(self._safety.give_back)
+
+    def _told_by_gate(self, message: Any) -> None:
+        try:
+            self.gate = dict(json.loads(message.data))
+        except (ValueError, TypeError):
+            self.faults["words of a gate that say nothing"] += 1
 
     def _instructed(self, message: Any) -> None:
         self.streams.instruction = str(message.data)
