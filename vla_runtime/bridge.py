@@ -132,6 +132,11 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     # A robot's time is the machine's.
     loop = {**config["loop"], "clock": "system"}
     settings = Settings(loop, config["limits"], config["safety"], robot.spec, policy.spec)
+    if "limits" not in settings.facts:
+        _log.warning(
+            "nothing but its range bounds how fast the robot is told to move: state speeds in the contract, or take "
+            "limits.groups= (vla_runtime.limits takes them from data)"
+        )
     out = Path(config["out"] or f"runs/bridge-{datetime.now():%Y%m%d-%H%M%S}")
     ticks, ended = 0, []
     for episode in range(config["episodes"]):
