@@ -22,7 +22,7 @@ from vla_runtime.contract import Contract
 from vla_runtime.control.clock import Clock
 from vla_runtime.robot_side import CommandStream, Topic
 from vla_runtime.ros.messages import command_message, read_trajectory, text, theirs
-from vla_runtime.ros.robot import GATED, always, command_topics, gate_status, gated, listen, taking
+from vla_runtime.ros.robot import GATED, HASTE, always, command_topics, gate_status, gated, listen, taking
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import SpecMismatch
@@ -108,6 +108,7 @@ class GateNode:
         self._passed: dict[str, tuple[dict[str, float], float]] = {}
         self._standing: set[str] = set()
         self._stopped, self._human = not passing, False
+        self._stopped_at = -float("inf")
         self.gates: dict[str, Gate] = {}
         self.faults: Counter[str] = Counter()
         topics = command_topics(self._side.action)
@@ -190,7 +191,11 @@ class GateNode:
 
     def _told(self, stopped: bool, message: Any) -> None:
         with self._lock:
-            self._stopped = stopped
+            now = self._clock.now()
+            if not stopped and now - self._stopped_at < HASTE:
+                self.faults["resets together with a stop"] += 1
+                return
+            self._stopped, self._stopped_at = stopped, now if stopped else self._stopped_at
 
     def _taken(self, message: Any) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,10 @@ def listen(
     transport.subscribe(Topic(name, kind), on_message)
 
 
+# Seconds after a stop within which a reset is none: said before it, it may be heard after it.
+HASTE = 0.2
+
+
 def always(message: Any) -> bool:
     """Every message: a stop is a stop."""
     return True
@@ -114,6 +119,7 @@ class RosRobot:
         transport.open([*(Topic(gated(name), GATED) for name in self._topics), *said])
         self.streams = Streams(contract, transport, clock)
         self.streams.instruction = instruction
+        self._stopped_at = -math.inf
         # What the gate said last of itself, None where it has said nothing.
         self.gate: Mapping[str, Any] | None = None
         gate = gate_status(desk)
@@ -230,8 +236,8 @@ class RosRobot:
         safety, now = self._safety, self._clock.now
         heard: list[tuple[str | None, str, Callable[[Any], None], Callable[[Any], bool] | None]] = [
             (desk.heartbeat, "Empty", lambda message: safety.beat(now()), always),
-            (desk.stop, "Empty", lambda message: safety.stop(now(), "told to stop"), always),
-            (desk.reset, "Empty", lambda message: self._told(safety.reset), None),
+            (desk.stop, "Empty", lambda message: self._stop(), always),
+            (desk.reset, "Empty", lambda message: self._reset(), None),
             (desk.takeover, "Bool", lambda message: self._taken(bool(message.data)), taking),
             (desk.instruction, "String", self._instructed, None),
             (desk.outcome, "String", self._ended, None),
@@ -239,6 +245,16 @@ class RosRobot:
         for name, kind, on_message, urgent in heard:
             if name is not None:
                 listen(self._transport, name, f"std_msgs/msg/{kind}", on_message, urgent)
+
+    def _stop(self) -> None:
+        self._stopped_at = self._clock.now()
+        self._safety.stop(self._stopped_at, "told to stop")
+
+    def _reset(self) -> None:
+        if self._clock.now() - self._stopped_at < HASTE:
+            self.faults["resets together with a stop"] += 1
+        else:
+            self._told(self._safety.reset)
 
     def _told(self, what: Callable[[float], None]) -> None:
         try:
