@@ -79,6 +79,8 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     if certificate is None or key is None:
         raise ValueError("certificate, key: expected both or neither, got one")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Nobody takes up a session again; and a client's reading thread would be busy with them while another writes.
+    context.num_tickets = 0
     context.load_cert_chain(certificate, key)
     return context
 

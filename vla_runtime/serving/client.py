@@ -155,7 +155,7 @@ class _Line:
             )  # fmt: skip
             bound_sending(self._connection.socket, self._timeout)
             return self._received()
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+        except (OSError, InvalidHandshake, InvalidURI, TimeoutError, ConnectionClosed) as error:
             self.drop()
             raise RemoteError(
                 f"{self._address}: expected a policy server, got {type(error).__name__}: {error}"
