@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from vla_runtime.control.clock import Clock
-from vla_runtime.interfaces import Session
+from vla_runtime.interfaces import Policy, Session
 from vla_runtime.types import ActionChunk, Float, Observation
 
 _log = logging.getLogger(__name__)
@@ -217,6 +217,14 @@ class Beside:
             with self._changed:
                 self.seconds = self._wall.now() - began
                 self._answer = answer
+
+
+def warm_up(policy: Policy, seed: int, instruction: str = "nothing") -> None:
+    """Let a policy answer once, in a session of its own and whatever it says: its first takes longer than others."""
+    spec = policy.spec
+    images = {camera.name: camera.example() for camera in spec.cameras}
+    seen = Observation(spec.state.example(), images, instruction, 0.0)
+    policy.begin(seed).predict([seen] * len(spec.observation_offsets))
 
 
 def forget(session: Session) -> None:

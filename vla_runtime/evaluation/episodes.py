@@ -21,7 +21,7 @@ from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
 from vla_runtime.control.loop import Run, Tick
-from vla_runtime.control.planner import MEASURED, latencies
+from vla_runtime.control.planner import MEASURED, latencies, warm_up
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
@@ -30,7 +30,7 @@ from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secre
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.messages import env_document, policy_document
-from vla_runtime.types import Command, Image, Observation
+from vla_runtime.types import Command, Image
 
 if TYPE_CHECKING:
     from vla_runtime.evaluation.live import LiveView
@@ -98,7 +98,8 @@ class EpisodeRunner:
         except ValueError as error:
             raise BadArguments(str(error)) from error
         if self._settings.real_time:
-            self._warm_up()
+            # Before the clock counts.
+            warm_up(self._policy, self._seed, self._env.spec.tasks[0])
         self._common = {
             "env": config["choices"]["env"],
             "seed": config["seed"],
@@ -175,13 +176,6 @@ class EpisodeRunner:
             **self._remote,
         }
         return row
-
-    def _warm_up(self) -> None:
-        """Let the policy answer once before the clock counts: its first answer takes longer than all that follow."""
-        spec = self._policy.spec
-        images = {camera.name: camera.example() for camera in spec.cameras}
-        seen = Observation(spec.state.example(), images, self._env.spec.tasks[0], 0.0)
-        self._policy.begin(self._seed).predict([seen] * len(spec.observation_offsets))
 
     def _live(self, job: Job) -> LiveView | None:
         if self._config["viz"] is None:

@@ -26,7 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from vla_runtime.control.clock import Clock, SystemClock
-from vla_runtime.control.planner import forget
+from vla_runtime.control.planner import forget, warm_up
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.messages import chunk_document, read_observation
 from vla_runtime.serving.protocol import OURS, VERSION, Keys, check_kind, metadata, read_openpi
@@ -159,14 +159,7 @@ class PolicyServer:
 
     async def warm_up(self) -> None:
         """Let the policy answer a question once, whatever it says, so that nobody waits for what its first takes."""
-        spec = self._policy.spec
-        images = {camera.name: camera.example() for camera in spec.cameras}
-        seen = Observation(spec.state.example(), images, "nothing", 0.0)
-
-        def answer() -> ActionChunk:
-            return self._policy.begin(self._seed).predict([seen] * len(spec.observation_offsets))
-
-        await asyncio.get_running_loop().run_in_executor(self._thinking, answer)
+        await asyncio.get_running_loop().run_in_executor(self._thinking, warm_up, self._policy, self._seed)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
