@@ -27,10 +27,10 @@ from vla_runtime.compose import (
 )
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import Clock, SystemClock
-from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.control.settings import Settings
+from vla_runtime.control.trace import Run, Tick
 from vla_runtime.disk import write_json
 from vla_runtime.evaluation.folder import without_secrets
 from vla_runtime.evaluation.statistics import wilson_interval

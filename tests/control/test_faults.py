@@ -16,9 +16,10 @@ from numbered import PERIOD, Numbered, Recording
 from envs.delayed import DelayedEnv, Faults
 from vla_runtime.control.clock import VirtualClock
 from vla_runtime.control.limits import Limits
-from vla_runtime.control.loop import Run, run
+from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Delayed
 from vla_runtime.control.safety import Safety, Timeouts
+from vla_runtime.control.trace import Run
 from vla_runtime.types import SpecMismatch
 
 ROOT = Path(__file__).parent.parent.parent

@@ -9,10 +9,10 @@ from envs.reach import Reach
 from policies.hold import Hold
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.limits import Limits
-from vla_runtime.control.loop import Run, run
+from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Delayed
 from vla_runtime.control.safety import Safety
-from vla_runtime.control.trace import percentiles
+from vla_runtime.control.trace import Run, percentiles
 from vla_runtime.types import ActionChunk, Command, Observation, PolicySpec, SpecMismatch
 
 

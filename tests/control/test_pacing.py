@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import repeat
 
 import numpy as np
@@ -87,3 +88,17 @@ def test_a_first_answer_that_takes_long_is_no_measure_of_those_that_follow():
     # Until there is another it is all that is known, and what was promised is kept.
     assert told[:3] == [0, 8, 4]
     assert set(told[3:]) == {2}
+
+
+def test_observations_a_little_late_do_not_shift_the_rows():
+    class Late(Recording):
+        def observe(self, cameras=()):
+            seen = super().observe(cameras)
+            return replace(seen, time=seen.time + 0.0002)
+
+    env = Late()
+    policy = Numbered(env, horizon=4)
+    env.reset(0, 0, 0)
+    run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=12)
+    assert not any(one.held for one in env.applied)
+    assert [round(float(one.values[1]) * 100) for one in env.applied] == [0, 1, 2, 3] * 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from itertools import chain, islice, pairwise, repeat
 
@@ -13,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numbered import PERIOD, Numbered, Recording
 
-from vla_runtime.control.clock import SystemClock, VirtualClock
+from vla_runtime.control.clock import VirtualClock
 from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Spline
 from vla_runtime.control.limits import Limits
 from vla_runtime.control.loop import run
-from vla_runtime.control.planner import Beside, Delayed, InStep, latencies
+from vla_runtime.control.planner import Delayed, InStep, latencies
 from vla_runtime.control.safety import Safety
-from vla_runtime.control.schedule import ActionSchedule
 from vla_runtime.control.standing import standing
 from vla_runtime.spline import SplineCurve
-from vla_runtime.types import ActionChunk, ActionSpec, EnvSpec, Group, Observation, StateSpec
 
 
 def played(delays, steps=40, replan=4, prefix=False, period=PERIOD, **sizes):
@@ -170,192 +167,6 @@ def test_latencies_are_a_number_or_what_was_recorded(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             latencies(wrong, 0)
-
-
-class Slow(Numbered):
-    """Takes its time, on the machine's clock."""
-
-    def __init__(self, env, seconds, **sizes):
-        super().__init__(env, **sizes)
-        self.seconds = seconds
-        self.clock = SystemClock()
-
-    def predict(self, observations, committed=None, deadline=None):
-        self.clock.sleep_until(self.clock.now() + self.seconds)
-        return super().predict(observations, committed, deadline)
-
-
-def beside(policy, steps=30, env=None, **options):
-    """A run in real time."""
-    env = env or Recording()
-    env.reset(0, 0, 0)
-    result = run(
-        env, policy, policy.spec, SystemClock(), replan=4, max_steps=steps, planner=Beside, **options
-    )  # fmt: skip
-    return env.applied, result
-
-
-def test_in_real_time_every_tick_is_served_while_the_policy_thinks():
-    env = Recording()
-    clock = SystemClock()
-    began = clock.now()
-    applied, result = beside(Slow(env, 0.12), env=env)
-    assert clock.now() - began == pytest.approx(30 * PERIOD, abs=0.5)
-    assert [round(one.due / PERIOD) for one in applied] == list(range(30))
-    assert result.trace.held >= 2  # 0.12 s, in periods of 0.05 s, before the first chunk
-    assert all(delay >= 0.1 for delay in result.trace.delays)
-    assert 3 <= result.plans <= 8
-
-
-def test_in_real_time_the_policy_is_told_how_long_there_is_a_plan():
-    class Told(Slow):
-        def predict(self, observations, committed=None, deadline=None):
-            told.append(deadline)
-            return super().predict(observations, committed, deadline)
-
-    env, told = Recording(), []
-    beside(Told(env, 0.07, horizon=8), env=env)
-    # Before there is a chunk nothing is late; then 8 rows, of which 4 and those of the answer's time are behind it.
-    assert told[0] is None
-    assert all(2 * PERIOD < left < 8 * PERIOD for left in told[1:])
-    told.clear()
-    beside(Told(env, 0.01, horizon=8), env=env, stands=True)
-    assert set(told) == {None}
-
-
-def test_what_is_committed_is_executed_in_real_time():
-    env = Recording()
-    policy = Slow(env, 0.07)
-    applied, _ = beside(policy, env=env, prefix=True)
-    told = [(round(time / PERIOD), rows) for time, rows in policy.asked if rows is not None]
-    assert told
-    for at, rows in told:
-        executed = [one.values for one in applied[at : at + len(rows)]]
-        np.testing.assert_array_equal(executed, rows[: len(executed)])
-
-
-@pytest.mark.parametrize("problem", [RuntimeError("broken"), SystemExit(3), KeyboardInterrupt()])
-def test_what_the_policy_raises_ends_the_run(problem):
-    class Raising(Numbered):
-        def predict(self, observations, committed=None, deadline=None):
-            if self.asked:
-                raise problem
-            return super().predict(observations, committed, deadline)
-
-    with pytest.raises(type(problem)):
-        beside(Raising(Recording()))
-
-
-def test_a_policy_that_hangs_for_ever_does_not_keep_the_loop(caplog):
-    class Hanging(Numbered):
-        def predict(self, observations, committed=None, deadline=None):
-            if self.asked:
-                threading.Event().wait()
-            return super().predict(observations, committed, deadline)
-
-    env = Recording()
-    policy = Hanging(env)
-    env.reset(0, 0, 0)
-    result = run(
-        env, policy, policy.spec, SystemClock(), replan=4, max_steps=25,
-        planner=lambda session, wall: Beside(session, wall, patience=0.1),
-    )  # fmt: skip
-    assert result.steps == 25
-    assert result.trace.held >= 8  # the only plan ran out
-    assert "its thread is left" in caplog.text
-
-
-def test_observations_a_little_late_do_not_shift_the_rows():
-    class Late(Recording):
-        def observe(self, cameras=()):
-            seen = super().observe(cameras)
-            return replace(seen, time=seen.time + 0.0002)
-
-    env = Late()
-    policy = Numbered(env, horizon=4)
-    env.reset(0, 0, 0)
-    run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=12)
-    assert not any(one.held for one in env.applied)
-    assert [round(float(one.values[1]) * 100) for one in env.applied] == [0, 1, 2, 3] * 3
-
-
-def test_a_standing_robot_keeps_its_place_and_its_grip():
-    position = Group("hand", ("x",), "absolute", "m", (-1.0,), (1.0,))
-    grip = Group("grip", ("g",), "binary", "1", (-1.0,), (1.0,), open=-1.0, close=1.0)
-    state = StateSpec((Group("hand", ("x",), "measured", "m", (-1.0,), (1.0,)),))
-    spec = EnvSpec("hand", (), state, ActionSpec((position, grip)), PERIOD, ("hold",), 100)
-    seen = Observation(np.array([0.5], np.float32), {}, "hold", 0.0)
-    np.testing.assert_array_equal(standing(spec, seen), np.array([0.5, -1], np.float32))
-    np.testing.assert_array_equal(standing(spec, seen, np.array([0.1, 1], np.float32)), np.array([0.5, 1], np.float32))
-
-
-def test_a_robot_that_pauses_to_think_stays_where_it_was_told_to_be_and_its_jumps_are_counted():
-    """Not where it has come: an arm lags behind its goals, and would go back."""
-    env = Recording(control="absolute")
-    policy = Numbered(env)
-    env.reset(0, 0, 0)
-    env._joints[:] = 1.0
-    result = run(
-        env, policy, policy.spec, VirtualClock(), replan=4, max_steps=40, stands=True,
-        planner=lambda session, wall: Delayed(session, wall, repeat(0.1)),
-    )  # fmt: skip
-    stands = [index for index, one in enumerate(env.applied) if one.held]
-    assert stands[:2] == [0, 1]
-    np.testing.assert_allclose(env.applied[0].values, 1.0)
-    assert stands[2:6] == [6, 7, 12, 13]
-    for index in stands[2:]:
-        np.testing.assert_array_equal(env.applied[index].values, env.applied[5 + 6 * ((index - 6) // 6)].values)
-    # Where it goes on after a pause one chunk follows another, however long it stood.
-    assert result.trace.seams == [8, 14, 20, 26, 32, 38]
-
-
-def test_what_was_asked_before_motion_began_anew_is_not_told_to_forget():
-    """Forgetting belongs to the next question, also where the one before has not been taken up yet."""
-    env = Recording()
-    env.reset(0, 0, 0)
-    seen, order, free = env.observe(("overhead", "hand")), [], threading.Event()
-
-    class Session(Numbered):
-        def predict(self, observations, committed=None, deadline=None):
-            free.wait(5)
-            order.append("asked")
-            return super().predict(observations, committed, deadline)
-
-        def forget(self):
-            order.append("forgot")
-
-    planner = Beside(Session(env), SystemClock())
-
-    def answered():
-        deadline = SystemClock().now() + 10
-        while planner.take(0.0) is None:
-            assert SystemClock().now() < deadline
-
-    planner.ask([seen], None)
-    planner.forget()
-    free.set()
-    answered()
-    planner.ask([seen], None)
-    answered()
-    planner.close()
-    assert order == ["asked", "forgot", "asked"]
-
-
-def test_goals_of_rows_alone_are_connected_for_a_faster_controller():
-    """No staircase: between two rows a controller goes straight; at a row's own time it says the row, bit for bit."""
-    group = Group("joints", ("a", "b"), "absolute", "rad", (-3.0, -3.0), (3.0, 3.0))
-    grip = Group("gripper", ("g",), "binary", "", (-1.0,), (1.0,), open=-1.0, close=1.0)
-    schedule = ActionSchedule(ActionSpec((group, grip)), PERIOD / 5)
-    columns = [np.linspace(0, 1, 8), np.linspace(0, -1.5, 8) ** 2, np.sign(np.arange(8) - 3.5)]
-    rows = np.stack(columns, 1).astype(np.float32)
-    schedule.splice(ActionChunk(rows, 0.0, PERIOD, 0.0), 0.0)
-    said = np.stack([schedule.command_at(k * PERIOD / 5).values for k in range(40)])
-    assert np.array_equal(said[::5], rows)
-    for k in range(35):
-        between = rows[k // 5] + (rows[k // 5 + 1] - rows[k // 5]) * (k % 5) / 5
-        np.testing.assert_allclose(said[k, :2], between[:2], atol=1e-6)
-        assert said[k, 2] == rows[k // 5, 2]
-    assert np.array_equal(said[35:], np.repeat(rows[7:], 5, axis=0))
 
 
 class Curved(Numbered):

@@ -115,3 +115,20 @@ def test_no_row_earlier_than_one_already_played(arrivals):
         schedule.splice(ramp(observed, 0.0, rows), now * PERIOD)
         played = [float(schedule.command_at((now + k) * PERIOD).values[0]) for k in range(15)]
         assert played == sorted(played)
+
+
+def test_goals_of_rows_alone_are_connected_for_a_faster_controller():
+    """No staircase: between two rows a controller goes straight; at a row's own time it says the row, bit for bit."""
+    group = Group("joints", ("a", "b"), "absolute", "rad", (-3.0, -3.0), (3.0, 3.0))
+    grip = Group("gripper", ("g",), "binary", "", (-1.0,), (1.0,), open=-1.0, close=1.0)
+    schedule = ActionSchedule(ActionSpec((group, grip)), PERIOD / 5)
+    columns = [np.linspace(0, 1, 8), np.linspace(0, -1.5, 8) ** 2, np.sign(np.arange(8) - 3.5)]
+    rows = np.stack(columns, 1).astype(np.float32)
+    schedule.splice(ActionChunk(rows, 0.0, PERIOD, 0.0), 0.0)
+    said = np.stack([schedule.command_at(k * PERIOD / 5).values for k in range(40)])
+    assert np.array_equal(said[::5], rows)
+    for k in range(35):
+        between = rows[k // 5] + (rows[k // 5 + 1] - rows[k // 5]) * (k % 5) / 5
+        np.testing.assert_allclose(said[k, :2], between[:2], atol=1e-6)
+        assert said[k, 2] == rows[k // 5, 2]
+    assert np.array_equal(said[35:], np.repeat(rows[7:], 5, axis=0))

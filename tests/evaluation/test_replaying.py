@@ -13,8 +13,9 @@ from recorded import LIMITS, recorded
 
 from vla_runtime.control import recorder
 from vla_runtime.control.clock import VirtualClock
-from vla_runtime.control.loop import Run, run
+from vla_runtime.control.loop import run
 from vla_runtime.control.recorder import Recorder, Recording
+from vla_runtime.control.trace import Run
 from vla_runtime.evaluation.replaying import Replay, _ended_by, explain
 from vla_runtime.messages import read_env
 from vla_runtime.types import SpecMismatch

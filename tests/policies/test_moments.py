@@ -112,6 +112,32 @@ def test_the_loop_shows_the_moments_it_was_trained_on(dataset, late):
         assert number or len(set(times)) == 1
 
 
+def test_a_world_that_is_seen_to_wait_is_not_drawn_for_nothing(dataset):
+    """Only what a question shows, where it is known when the next can come."""
+    drawn = []
+
+    class Drawing(Reach):
+        def observe(self, cameras=()):
+            seen = super().observe(cameras)
+            drawn.extend([seen.time] * bool(cameras))
+            return seen
+
+    policy, env = made(dataset), Drawing(size=16)
+    env.reset(0, 0, 0)
+    session, shown = Watching(policy.begin(0)), set()
+    run(
+        env, session, policy.spec, VirtualClock(), replan=4, max_steps=37, stands=True,
+        planner=lambda one, wall: Delayed(one, wall, iter([0.3] * 99)),
+    )  # fmt: skip
+    assert len(session.shown) == 4
+    for times in session.shown[1:]:
+        np.testing.assert_allclose(np.diff(times), policy.spec.period, atol=1e-6)
+        shown.update(times)
+    # An answer's own tick is looked at, whatever the question after it is shown.
+    answers = {round(20 * times[-1]) + 6 for times in session.shown}
+    assert {round(20 * time) for time in drawn} - {round(20 * time) for time in shown} <= {0, *answers}
+
+
 def test_the_command_learns_to_look_back(recorded, tmp_path):
     line, code = finetune.finetune(
         load("finetune", [

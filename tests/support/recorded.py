@@ -7,11 +7,11 @@ from itertools import chain, repeat
 from numbered import PERIOD, Numbered
 from numbered import Recording as Remembering
 
-from vla_runtime.control.loop import Run
 from vla_runtime.control.planner import Delayed
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.safety import Safety
 from vla_runtime.control.settings import Settings
+from vla_runtime.control.trace import Run
 from vla_runtime.messages import env_document, policy_document
 
 LIMITS = {"level": "clamp", "groups": None}

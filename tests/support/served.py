@@ -1,9 +1,10 @@
-"""A policy server in a thread of the test's own process."""
+"""A policy server in a thread of the test's own process, and policies for it."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import urllib.request
 from contextlib import contextmanager
 
 from numbered import Policy, Recording
@@ -51,3 +52,33 @@ def serving(policy=None, access=None, keys=None, batch=1, port=0):
         yield server
     finally:
         server.stop()
+
+
+# Of the cameras of a small arm, as openpi's clients call them.
+NAMES = {"overhead": "observation/image", "hand": "observation/wrist_image"}
+
+
+def small():
+    """A policy for the small cameras of the fixture."""
+    return Policy(Recording(size=16))
+
+
+def slow(seconds):
+    """A policy that lets its answers wait for an event, at most so long."""
+    held = threading.Event()
+
+    def behave(session, seed):
+        plain = session.predict
+
+        def predict(observations, committed=None, deadline=None):
+            held.wait(seconds)
+            return plain(observations, committed, deadline)
+
+        session.predict = predict
+        return session
+
+    return Policy(Recording(size=16), behave), held
+
+
+def metrics(server):
+    return urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5).read().decode()

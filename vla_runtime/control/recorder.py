@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_runtime.control.loop import Broken, Run, Tick
+from vla_runtime.control.trace import Broken, Run, Tick
 from vla_runtime.messages import chunk_document, decode_image, encode_image, read_chunk
 from vla_runtime.types import ActionChunk, Command, Image, Observation
 from vla_runtime.wire import pack, unpack

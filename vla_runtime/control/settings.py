@@ -16,9 +16,10 @@ import yaml
 from vla_runtime.control.clock import Clock, SystemClock, VirtualClock
 from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join, Spline
 from vla_runtime.control.limits import Limits
-from vla_runtime.control.loop import Run, Tick, run
+from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside, Delayed, Planner, latencies
 from vla_runtime.control.safety import Safety, Timeouts
+from vla_runtime.control.trace import Run, Tick
 from vla_runtime.interfaces import Env, Session
 from vla_runtime.types import ActionSpec, EnvSpec, PolicySpec
 

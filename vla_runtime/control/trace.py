@@ -1,4 +1,4 @@
-"""What happened, one record a tick: small arrays, and percentiles over them."""
+"""What happened: of one tick, of a run, and one record a tick in small arrays with percentiles over them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from vla_runtime.types import Float
+from vla_runtime.control.safety import Event
+from vla_runtime.types import ActionChunk, Command, Float, Observation, Outcome
 
 
 @dataclass(slots=True)
@@ -61,6 +62,64 @@ class Trace:
         """The mean of every fact over the chunks that say it."""
         names = sorted({name for one in self.facts for name in one})
         return {name: round(float(np.mean([one[name] for one in self.facts if name in one])), 6) for name in names}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tick:
+    """One control period, after its command was applied.
+
+    now: seconds on the loop's clock; wall: on the machine's, when the period began. observation: before the command,
+    with the images it had. wanted: the action float32 [A] that was due, before limits; broken: the limits it broke.
+    asked: rows [c, A] that the question of this tick told the policy of, None without a question. answer: the chunk the
+    planner had in this tick, as it came, after thinking for `thought` seconds. plan: the chunk in force, as it was
+    joined. allowed, since, human: whether safety let the policy move, since when, and whether a human moved the robot.
+    """
+
+    index: int
+    now: float
+    wall: float
+    observation: Observation
+    command: Command
+    wanted: Float
+    broken: tuple[str, ...]
+    asked: Float | None
+    answer: ActionChunk | None
+    thought: float
+    plan: ActionChunk | None
+    allowed: bool
+    since: float
+    human: bool
+
+
+@dataclass(slots=True, eq=False)
+class Broken:
+    """How far a tick had come that ended a run: what it saw, the answer that had come and what it was to send, None for
+    what it did not reach; sent: the command that keeps the robot where it is, None where none could be sent.
+    """
+
+    index: int
+    now: float | None = None
+    observation: Observation | None = None
+    answer: ActionChunk | None = None
+    wanted: Float | None = None
+    sent: Float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """How one episode went. steps: commands applied; plans: chunks taken; clamped: commands changed by limits.
+
+    broken: how often which limit was broken; events: what safety did; last: the tick that an exception ended.
+    """
+
+    outcome: Outcome = field(default_factory=lambda: Outcome(False, "stopped"))
+    steps: int = 0
+    plans: int = 0
+    clamped: int = 0
+    broken: Mapping[str, int] = field(default_factory=dict)
+    events: Sequence[Event] = ()
+    trace: Trace = field(default_factory=Trace)
+    last: Broken | None = None
 
 
 def runs(ticks: Sequence[int]) -> list[list[int]]:

@@ -21,7 +21,8 @@ import numpy as np
 
 from vla_runtime.compose import build, build_env
 from vla_runtime.control.clock import VirtualClock
-from vla_runtime.control.loop import Tick, run
+from vla_runtime.control.loop import run
+from vla_runtime.control.trace import Tick
 from vla_runtime.data import schema
 from vla_runtime.data.episode import Columns, Episode, write_part
 from vla_runtime.data.idle import idle_rows

@@ -20,12 +20,11 @@ from vla_runtime.compose import BadArguments, Config, build, build_env, build_po
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.isolated import Isolated
-from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.planner import MEASURED, latencies, warm_up
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
-from vla_runtime.control.trace import Trace, percentiles
+from vla_runtime.control.trace import Run, Tick, Trace, percentiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secrets
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy

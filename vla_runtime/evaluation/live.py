@@ -14,7 +14,7 @@ from pathlib import Path
 
 import rerun as rr
 
-from vla_runtime.control.loop import Tick
+from vla_runtime.control.trace import Tick
 from vla_runtime.types import EnvSpec
 
 # Ticks that may wait to be shown: a second or two of images.

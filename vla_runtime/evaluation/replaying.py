@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vla_runtime.control.loop import Run, Tick
 from vla_runtime.control.planner import forget
 from vla_runtime.control.recorder import Recording
 from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.control.settings import Settings
+from vla_runtime.control.trace import Run, Tick
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.messages import read_env, read_policy
 from vla_runtime.types import ActionChunk, Command, EnvSpec, Float, Observation, Outcome
