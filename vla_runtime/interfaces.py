@@ -64,7 +64,7 @@ class Env(Protocol):
         """The state now, and the named cameras rendered now. Changes nothing."""
 
     def apply(self, command: Command) -> None:
-        """Carry out one action for one control period."""
+        """Carry out one action for one control period. A velocity is not kept up beyond it: nobody takes it back."""
 
     def outcome(self) -> Outcome | None:
         """None while the episode runs. Reaching max_steps is the loop's business, not the environment's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from playing import runner
 from envs.reach import Reach
 from policies.checkpoint import save_policy
 from policies.decoding import Decode
+from vla_runtime.control.clock import VirtualClock
+from vla_runtime.control.loop import run
+from vla_runtime.control.planner import Delayed
 from vla_runtime.evaluation.folder import Job
 
 WAYS = {"flow": "plain", "diffusion": "exact"}
@@ -84,6 +88,19 @@ def test_what_is_committed_is_executed(make_policy, tmp_path, head, join):
     if join == "guide":
         assert row["decode"]["guide"] is True
         assert row["timing"]["chunks"]["guided"] > 0.5
+        policy = policy.decoding(Decode(WAYS[head], guide=True))
+    env, ticks = Reach(size=16), []
+    env.reset(0, 0, 0)
+    run(
+        env, policy.begin(0), policy.spec, VirtualClock(), replan=4, max_steps=30, prefix=True, on_tick=ticks.append,
+        planner=lambda session, wall: Delayed(session, wall, repeat(0.1)),
+    )  # fmt: skip
+    told = [(tick.index, tick.asked) for tick in ticks if tick.asked is not None and len(tick.asked)]
+    assert len(told) == 7
+    for index, rows in told:
+        assert len(rows) == 2
+        executed = np.stack([tick.command.values for tick in ticks[index : index + 2]])
+        assert np.array_equal(executed, rows)
 
 
 def test_only_bins_can_be_pinned(make_policy):
