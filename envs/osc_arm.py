@@ -34,6 +34,8 @@ choose_gl()  # MuJoCo reads MUJOCO_GL when it is imported
 
 import mujoco  # noqa: E402
 
+from envs.culling import only_what_is_seen  # noqa: E402
+
 # robosuite's OSC_POSE: an input of 1 is this much in one control period.
 FULL_SCALE_POSITION = 0.05
 FULL_SCALE_ROTATION = 0.5
@@ -251,7 +253,10 @@ class OscArm:
         # Two environments in one process have a context each, and robosuite draws into whichever is current.
         sim._render_context_offscreen.gl_ctx.make_current()
         # OpenGL's first row is the bottom one: flipped here, once, so that images are upright everywhere.
-        image = sim.render(width=camera.width, height=camera.height, camera_name=name)
+        model, data, groups = sim.model._model, sim.data._data, sim._render_context_offscreen.vopt.geomgroup > 0
+        index = sim.model.camera_name2id(name)
+        with only_what_is_seen(model, data, index, camera.width / camera.height, groups):
+            image = sim.render(width=camera.width, height=camera.height, camera_name=name)
         return np.ascontiguousarray(self._upright(image))
 
     def _upright(self, image: Image) -> Image:
