@@ -34,7 +34,7 @@ choose_gl()  # MuJoCo reads MUJOCO_GL when it is imported
 
 import mujoco  # noqa: E402
 
-from envs.culling import only_what_is_seen  # noqa: E402
+from envs.renderer import Computed, Renderer  # noqa: E402
 
 # robosuite's OSC_POSE: an input of 1 is this much in one control period.
 FULL_SCALE_POSITION = 0.05
@@ -102,19 +102,6 @@ def numpy_seeded(*key: int) -> Iterator[None]:
 DELTA = "delta"
 
 
-class _Computed:
-    """A robosuite MjSim whose `forward` is already done; the controller and a new renderer ask for it once more."""
-
-    def __init__(self, sim: Any):
-        self._sim = sim
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sim, name)
-
-    def forward(self) -> None:
-        """Nothing: mj_step1 has just computed all that is read."""
-
-
 class OscArm:
     """An Env over one raw robosuite environment; subclasses build it, reset it and judge its outcome.
 
@@ -152,6 +139,7 @@ class OscArm:
         )
         self._cameras = {camera.name: camera for camera in self._spec.cameras}
         self._raw: Any = None
+        self._renderer = Renderer()
         self._instruction = ""
         self._tick = 0
 
@@ -204,10 +192,7 @@ class OscArm:
 
     def close(self) -> None:
         if self._raw is not None:
-            context = self._raw.sim._render_context_offscreen
-            if context is not None:
-                context.gl_ctx.make_current()  # else what is freed belongs to another environment
-            del context
+            self._renderer.close(self._raw.sim)
             self._raw.close()
             self._raw = None
 
@@ -230,8 +215,8 @@ class OscArm:
         raw = self._raw
         model, data = raw.sim.model._model, raw.sim.data._data
         controller = raw.robots[0].controller
-        if not isinstance(controller.sim, _Computed):
-            controller.sim = _Computed(raw.sim)
+        if not isinstance(controller.sim, Computed):
+            controller.sim = Computed(raw.sim)
         for substep in range(int(raw.control_timestep / raw.model_timestep)):
             self._before_substep()
             mujoco.mj_step1(model, data)
@@ -247,26 +232,8 @@ class OscArm:
         camera = self._cameras.get(name)
         if camera is None:
             raise ValueError(f"camera: expected one of {sorted(self._cameras)}, got {name!r}")
-        sim = self._raw.sim
-        if sim._render_context_offscreen is None:
-            self._open_context(sim)
-        # Two environments in one process have a context each, and robosuite draws into whichever is current.
-        sim._render_context_offscreen.gl_ctx.make_current()
         # OpenGL's first row is the bottom one: flipped here, once, so that images are upright everywhere.
-        model, data, groups = sim.model._model, sim.data._data, sim._render_context_offscreen.vopt.geomgroup > 0
-        index = sim.model.camera_name2id(name)
-        with only_what_is_seen(model, data, index, camera.width / camera.height, groups):
-            image = sim.render(width=camera.width, height=camera.height, camera_name=name)
-        return np.ascontiguousarray(self._upright(image))
+        return np.ascontiguousarray(self._upright(self._renderer.draw(self._raw.sim, camera)))
 
     def _upright(self, image: Image) -> Image:
         return image[::-1]
-
-    def _open_context(self, sim: Any) -> None:
-        from robosuite.utils.binding_utils import MjRenderContextOffscreen
-
-        # A new context runs `sim.forward`, which would refresh derived state that the physics has not
-        # reached yet; looking must change nothing, so it is given a simulation that is computed already.
-        context = MjRenderContextOffscreen(_Computed(sim), device_id=-1)
-        context.vopt.geomgroup[0] = 0
-        context.vopt.geomgroup[1] = 1

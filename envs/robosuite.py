@@ -87,6 +87,7 @@ class Robosuite(OscArm):
             raise ValueError(f"task: expected 0, the only task of {self._spec.name}, got {task}")
         # A hard reset builds the model anew: sizes of objects are drawn with it, and neither the gripper's
         # ramp nor the controller's goal outlives it. It takes a fifth of a second.
+        self._renderer.keep(self._raw.sim)
         with numpy_seeded(seed, task, episode):
             self._raw.reset()
         self._tick = 0

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from envs import culling, osc_arm
+from envs import culling, renderer
 from envs.culling import hidden, only_what_is_seen
 from envs.lift_moving import LiftMoving
 from vla_runtime.types import Command
@@ -106,7 +106,7 @@ def test_pictures_of_an_arm_are_the_same(monkeypatch):
             env.apply(Command(spec.clamp(goal)[0], env.observe(()).time))
         seen = env.observe(names).images
         with monkeypatch.context() as patch:
-            patch.setattr(osc_arm, "only_what_is_seen", lambda *_: nullcontext())
+            patch.setattr(renderer, "only_what_is_seen", lambda *_: nullcontext())
             whole = env.observe(names).images
         for name in names:
             assert np.array_equal(seen[name], whole[name])
