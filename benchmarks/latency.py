@@ -4,7 +4,7 @@
         sync newest blend adaptive prefix spline
 
 Each name is a run of its own, over all latencies, on the same episodes: `sync` is a robot that stands while the policy
-thinks, the others are values of `loop.join`, with the policy beside the loop. Runs are ordinary commands, and what was
+thinks, the others are values of `loop.join`, with the policy beside the loop; `newest,loop.replan=4` adds options. Runs are ordinary commands, and what was
 finished is not done again. Writes benchmarks/latency_<policy>.json, the rows and a plot beside it, and prints a table.
 """
 
@@ -25,9 +25,10 @@ HERE = Path(__file__).parent
 
 def loop_of(way):
     """The options of a way to join."""
-    if way == "sync":
-        return ["loop=sync"]
-    return ["loop=async", f"loop.join={way}", *(["decode.guide=true"] if way == "guide" else [])]
+    join, *options = way.split(",")
+    if join == "sync":
+        return ["loop=sync", *options]
+    return ["loop=async", f"loop.join={join}", *(["decode.guide=true"] if join == "guide" else []), *options]
 
 
 def smoothness(rows):
@@ -53,11 +54,11 @@ def main():
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--options", nargs="*", default=[], help="more options of the rollout, such as decode=exact")
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
-    parser.add_argument("ways", nargs="+", help="sync, or values of loop.join")
+    parser.add_argument("ways", nargs="+", help="sync, or values of loop.join, with a comma before each further option")
     arguments = parser.parse_args()
     policy, found = Path(arguments.policy).name, {}
     for way in arguments.ways:
-        run = arguments.out / f"{policy}_{way}"
+        run = arguments.out / f"{policy}_{way.replace(',', '_')}"
         line = command(
             "rollout", f"env={arguments.env}", "env.control=absolute", f"policy={arguments.policy}", *loop_of(way),
             f"loop.latency={arguments.latency}", f"episodes={arguments.episodes}", f"workers={arguments.workers}",
@@ -69,7 +70,7 @@ def main():
             members = [row for row in rows if row["loop"]["latency"] == point["latency"]]
             point["smoothness"] = smoothness(members)
         found[way] = line["by_latency"]
-        write_text(HERE / "rows" / f"latency_{policy}_{way}.jsonl", text)
+        write_text(HERE / "rows" / f"latency_{run.name}.jsonl", text)
     name = f"latency_{policy}"
     write_json(
         HERE / f"{name}.json",
