@@ -4,8 +4,9 @@
         sync newest blend adaptive prefix spline
 
 Each name is a run of its own, over all latencies, on the same episodes: `sync` is a robot that stands while the policy
-thinks, the others are values of `loop.join`, with the policy beside the loop; `newest,loop.replan=4` adds options. Runs are ordinary commands, and what was
-finished is not done again. Writes benchmarks/latency_<policy>.json, the rows and a plot beside it, and prints a table.
+thinks, the others are values of `loop.join`, with the policy beside the loop; `newest,loop.replan=4` adds options. Runs
+are ordinary commands, and what was finished is not done again. Writes benchmarks/latency_<policy>.json, the rows and a
+plot beside it, and prints a table.
 """
 
 from __future__ import annotations
