@@ -116,8 +116,8 @@ class Limits:
         apart = np.abs(command.values - inside)
         worst = int(np.argmax(apart))
         message = (
-            f"limits: at {command.due:.3f} s {self._spec.names[worst]}: expected {self._spec.low[worst]:.4g} to "
-            f"{self._spec.high[worst]:.4g}, got {command.values[worst]:.4g}"
+            f"limits: at {command.due:.3f} s {self._spec.names[worst]}: expected {self._spec.low[worst]:.7g} to "
+            f"{self._spec.high[worst]:.7g}, got {command.values[worst]:.7g}"
         )
         if self._level == "stop":
             raise LimitExceeded(message)
