@@ -55,8 +55,9 @@ def only_what_is_seen(model: Any, data: Any, camera: int, aspect: float, groups:
 def hidden(model: Any, data: Any, camera: int, aspect: float, groups: Mask) -> Mask:
     """bool [ngeom]: large meshes, and planes, that an image of `camera` shows nothing of, by what `data` holds."""
     away = np.zeros(model.ngeom, bool)
-    # An off-centre frustum is nothing that ours have.
-    if model.light_castshadow.any() or model.cam_sensorsize[camera].any():
+    # Neither an off-centre frustum nor a parallel one is anything that ours have.
+    odd = model.cam_sensorsize[camera].any() or model.cam_orthographic[camera]
+    if model.light_castshadow.any() or odd:
         return away
     drawn = groups[model.geom_group]
     large, planes = np.flatnonzero(drawn & _large(model)), drawn & (model.geom_type == _PLANE)
@@ -74,10 +75,13 @@ def hidden(model: Any, data: Any, camera: int, aspect: float, groups: Mask) -> M
         return found
 
     filled = [face for face in faces if face.fills(view)]
+    mirrors = _reflects(model) & drawn
     for plane in map(int, np.flatnonzero(planes)):
-        away[plane] = any(face.is_above(data, plane) for face in filled)
+        # MuJoCo reflects in the first mirror alone: without it another's turn comes. And others may show this plane.
+        alone = mirrors.sum() == int(mirrors[plane])
+        away[plane] = alone and any(face.is_above(data, plane) for face in filled)
     kept = seen(corners, faces)
-    for mirror in map(int, np.flatnonzero(_reflects(model) & drawn & ~away)):
+    for mirror in map(int, np.flatnonzero(mirrors & ~away)):
         normal = data.geom_xmat[mirror].reshape(3, 3)[:, 2]
         height = normal @ data.geom_xpos[mirror] + (0.0 if planes[mirror] else model.geom_size[mirror, 2])
         # A face hides what is seen in a mirror where it is nearer than the mirror.

@@ -50,7 +50,8 @@ class Renderer:
 
     def keep(self, sim: Any) -> None:
         """Take the renderer from a simulation that is about to end."""
-        if sim._render_context_offscreen is not None:
+        # None: a reset failed between the end of one and the beginning of the next.
+        if sim is not None and sim._render_context_offscreen is not None:
             self._kept, sim._render_context_offscreen = sim._render_context_offscreen, None
 
     def close(self, sim: Any) -> None:

@@ -194,8 +194,8 @@ def _finish(config: Config, rows: list[Row], requested: Sequence[Job], folder: P
     summary = summarise(config, rows, requested, folder)
     if config["loop"].get("clock") == "system":
         # A profile for loop.latency: what it costs can be told in simulation.
-        waits = [wait / 1e3 for row in rows for wait in row["timing"].get("waits_ms", ())]
-        write_text(folder / "latencies.json", json.dumps(waits) + "\n")
+        delays = [round(delay / 1e3, 6) for row in rows for delay in row["timing"].get("delays_ms", ())]
+        write_text(folder / "latencies.json", json.dumps(delays) + "\n")
     write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_report(folder)
     return summary

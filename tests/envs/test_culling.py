@@ -89,6 +89,46 @@ def test_pictures_of_any_scene_are_the_same(monkeypatch):
     assert np.median(colours) > 200
 
 
+MIRRORED = """<mujoco><asset>
+  <texture name="checks" type="2d" builtin="checker" rgb1="1 0 0" rgb2="0 0 1" width="64" height="64"/>
+  <material name="floor" texture="checks" reflectance="{floor}"/>
+  <material name="shiny" rgba="0.5 0.5 0.5 1" reflectance="{shiny}"/></asset>
+  <worldbody><light pos="1 1 4" dir="-0.2 -0.2 -1" castshadow="false"/>
+  <geom type="plane" size="9 9 0.1" material="floor"/>
+  <geom type="box" size="0.6 0.5 0.02" pos="0 0 0.7" rgba="0.8 0.7 0.5 1"/>
+  <geom type="box" size="0.1 0.1 0.02" pos="0 0 0.9" euler="0 {tilt} 0" material="shiny"/>
+  <geom type="sphere" size="0.04" pos="0.05 0 1.0" rgba="0 1 0 1"/>
+  <camera name="eye" pos="0 0 1.5" fovy="30"/></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("scene", "left_out"),
+    [
+        # One alone reflects; that the next takes its turn must not show.
+        ({"floor": 0.4, "shiny": 0.8, "tilt": 0}, 0),
+        # A floor that fills no pixel is seen in a mirror.
+        ({"floor": 0.0, "shiny": 0.8, "tilt": 50}, 0),
+        ({"floor": 0.4, "shiny": 0.0, "tilt": 60}, 1),
+    ],
+)
+def test_a_floor_is_left_out_where_no_other_mirror_is(scene, left_out):
+    from robosuite.utils.binding_utils import GLContext
+
+    window = GLContext(64, 48, -1)
+    window.make_current()
+    model = mujoco.MjModel.from_xml_string(MIRRORED.format(**scene))
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    assert hidden(model, data, 0, 64 / 48, GROUPS).sum() == left_out
+    whole, floor = picture(model, data), int(np.flatnonzero(model.geom_type == culling._PLANE)[0])
+    with only_what_is_seen(model, data, 0, 64 / 48, GROUPS):
+        assert np.array_equal(picture(model, data), whole)
+    # Had it been left out, it would have been seen where it matters.
+    model.geom_group[floor] = culling._UNDRAWN
+    assert np.array_equal(picture(model, data), whole) is bool(left_out)
+    window.free()
+
+
 def test_pictures_of_an_arm_are_the_same(monkeypatch):
     names = ("agentview", "robot0_eye_in_hand")
     env = LiftMoving(

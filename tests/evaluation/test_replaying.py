@@ -119,6 +119,20 @@ def test_what_a_stop_between_two_ticks_did_is_decided_again(tmp_path, images):
     assert len(replay.ticks) == 30
 
 
+@pytest.mark.parametrize(("mode", "delay"), [("sync", 0.3), ("async", 0.1), ("async", 0.3)])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_of_any_length_is_decided_again_where_a_policy_sees_several_moments(tmp_path, mode, delay, stopped):
+    """Which images there were hangs on when answers were known to come, also on one that came no more."""
+    for steps in range(8, 34):
+        told = {steps - 6: lambda safety, now: safety.stop(now, "x"), steps - 4: lambda safety, now: safety.reset(now)}
+        path, applied, _ = recorded(
+            tmp_path, [delay], steps=steps, mode=mode, offsets=(-2, -1, 0), told=told if stopped else None
+        )
+        replay = Replay(Recording(path))
+        assert replay.differences == []
+        assert len(replay.ticks) == len(applied) == steps
+
+
 def test_images_that_a_crash_took_are_not_made_up(tmp_path):
     recording = Recording(recorded(tmp_path, images=True)[0])
     looked = [index for index, tick in enumerate(recording.ticks) if tick["images"]]

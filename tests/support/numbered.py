@@ -37,16 +37,18 @@ class Recording(Reach):
 class Numbered:
     """Answers with rows that say which plan they are of and which row: (plan / 100, row / 100)."""
 
-    def __init__(self, env, horizon=16, max_committed=8):
+    def __init__(self, env, horizon=16, max_committed=8, offsets=(0,)):
         spec = env.spec
         self.spec = PolicySpec(
-            "numbered", spec.cameras, spec.state, spec.action, PERIOD, horizon, max_committed=max_committed
-        )
+            "numbered", spec.cameras, spec.state, spec.action, PERIOD, horizon, max_committed=max_committed,
+            observation_offsets=offsets,
+        )  # fmt: skip
         self.asked = []
 
     def predict(self, observations, committed=None, deadline=None):
         time = observations[-1].time
-        missing = [camera.name for camera in self.spec.cameras if camera.name not in observations[-1].images]
+        shown = set.intersection(*(set(one.images) for one in observations))
+        missing = [camera.name for camera in self.spec.cameras if camera.name not in shown]
         if missing:
             raise LookupError(f"asked without images of {missing}")
         rows = np.empty((self.spec.horizon, 2), np.float32)

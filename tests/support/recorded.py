@@ -17,10 +17,10 @@ from vla_runtime.messages import env_document, policy_document
 LIMITS = {"level": "clamp", "groups": None}
 
 
-def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, images=False, **loop):
+def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, images=False, offsets=(0,), **loop):
     """A recording of the numbered policy; what was applied; the result."""
     env = Remembering(max_steps=steps)
-    policy = Numbered(env)
+    policy = Numbered(env, offsets=offsets)
     env.reset(0, 0, 0)
     config = {
         "loop": {"mode": "async", "replan": 4, "join": "newest", **loop},

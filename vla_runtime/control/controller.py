@@ -75,8 +75,7 @@ class Controller:
         self._first_wait: float | None = None
         self._stand: Float | None = None
         self._moves_since = self._since = -math.inf
-        # Seconds into the period when the question was asked.
-        self._looked = 0.0
+        self._ready: float | None = None
         self._began = self._outside = 0.0
         self._playing: ActionChunk | None = None
         self.reached = Broken(0)
@@ -88,6 +87,7 @@ class Controller:
         """Look, think and decide: everything of a period but the command's execution."""
         self._began, self._outside = self._wall.now(), 0.0
         self.reached = Broken(index)
+        self._ready = self._thinking.ready
         observation, now = self._look(index)
         self.reached.now, self.reached.observation = now, observation
         if index == 0:
@@ -122,7 +122,7 @@ class Controller:
         trace.commands.append(command.values)
         return Tick(
             index, now, self._began, observation, command, wanted.values, self._limits.broken, asked, answer,
-            self._thinking.seconds, self._schedule.chunk, allowed, self._moves_since,
+            self._thinking.seconds, self._ready, self._schedule.chunk, allowed, self._moves_since,
             self._safety is not None and self._safety.human,
         )  # fmt: skip
 
@@ -185,17 +185,15 @@ class Controller:
         """Whether the answer that is thought about may come only after the next question is due."""
         if not self._thinking.busy:
             return False
-        ready = self._thinking.ready
         # A robot that stands meanwhile counts its rows from the answer on.
-        return self._stands or ready is None or ready > self._first + self._next_plan * self._period + 1e-6
+        return self._stands or self._ready is None or self._ready > self._first + self._next_plan * self._period + 1e-6
 
     def _pauses_beyond(self, index: int) -> bool:
         """Whether it is known that the robot still stands when this tick is over, and so that no question is due before
         more ticks have passed than a policy looks back."""
-        ready = self._thinking.ready
-        if not self._stands or not self._waiting or ready is None or self._asked_at < self._moves_since:
+        if not self._stands or not self._waiting or self._ready is None or self._asked_at < self._moves_since:
             return False
-        return -self._offsets[0] <= self._replan_ticks and ready > self._first + index * self._period + 1e-6
+        return -self._offsets[0] <= self._replan_ticks and self._ready > self._first + index * self._period + 1e-6
 
     def _safe(self, index: int, now: float, observation: Observation) -> bool:
         """Whether the policy may move the robot; where that has changed, nothing of before is used."""
@@ -246,7 +244,6 @@ class Controller:
         self._asked_at, self._held_before = now, self._result.trace.held
         self._given = 0 if committed is None else len(committed)
         began = self._wall.now()
-        self._looked = began - self._began
         # What comes when nothing is left to execute comes late. A robot that stands anyhow waits as long as it takes.
         deadline = self._schedule.left(now) if self._deadline and not self._stands else None
         self._thinking.ask(seen, committed, deadline)
@@ -268,7 +265,6 @@ class Controller:
         chunk = replace(answer, start=answer.start + self._asked_at - answer.observed, observed=self._asked_at)
         trace = self._result.trace
         trace.latencies.append(self._thinking.seconds)
-        trace.waits.append(self._looked + self._thinking.seconds)
         trace.delays.append(now - self._asked_at)
         trace.arrivals.append(index)
         if self._first_wait is None:

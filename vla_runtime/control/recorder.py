@@ -65,6 +65,7 @@ class Recorder:
                 "asked": tick.asked,
                 "answer": None if answer is None else chunk_document(answer),
                 "thought_s": tick.thought,
+                "ready": tick.ready,
                 "wanted": tick.wanted,
                 "command": tick.command.values,
                 "held": tick.command.held,

@@ -20,11 +20,10 @@ class Trace:
     broken_at: ticks that broke a limit; forbidden_at: ticks in which safety let the policy move nothing; ages: seconds
     since what the plan in force answers was seen, one for each tick that has a plan; arrivals: ticks in which a chunk
     came; begins: when each tick began, on the machine's clock. latencies and ticks in seconds of wall time, planning
-    excluded from ticks; overruns: ticks that ended after the next was due. waits: seconds from the beginning of the
-    period that asked to the answer, on the machine's clock. delays: seconds from an observation to the tick that had
-    its chunk, on the loop's clock; late: chunks that came after more rows than the policy was told of; refused: chunks
-    that the join did not take; seams: ticks whose command came from another chunk than the one before. facts: what each
-    chunk said of how it was decoded.
+    excluded from ticks; overruns: ticks that ended after the next was due. delays: seconds from an observation to the
+    tick that had its chunk, on the loop's clock; late: chunks that came after more rows than the policy was told of;
+    refused: chunks that the join did not take; seams: ticks whose command came from another chunk than the one before.
+    facts: what each chunk said of how it was decoded.
     """
 
     states: list[Float] = field(default_factory=list)
@@ -38,7 +37,6 @@ class Trace:
     begins: list[float] = field(default_factory=list)
     overruns: int = 0
     latencies: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     late: int = 0
     refused: int = 0
@@ -71,8 +69,9 @@ class Tick:
     now: seconds on the loop's clock; wall: on the machine's, when the period began. observation: before the command,
     with the images it had. wanted: the action float32 [A] that was due, before limits; broken: the limits it broke.
     asked: rows [c, A] that the question of this tick told the policy of, None without a question. answer: the chunk the
-    planner had in this tick, as it came, after thinking for `thought` seconds. plan: the chunk in force, as it was
-    joined. allowed, since, human: whether safety let the policy move, since when, and whether a human moved the robot.
+    planner had in this tick, as it came, after thinking for `thought` seconds; ready: when an answer was known to come
+    as the tick began, None where nobody knew. plan: the chunk in force, as it was joined. allowed, since, human:
+    whether safety let the policy move, since when, and whether a human moved the robot.
     """
 
     index: int
@@ -85,6 +84,7 @@ class Tick:
     asked: Float | None
     answer: ActionChunk | None
     thought: float
+    ready: float | None
     plan: ActionChunk | None
     allowed: bool
     since: float

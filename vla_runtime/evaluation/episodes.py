@@ -161,9 +161,7 @@ class EpisodeRunner:
             "wall_s": round(wall_s, 6),
             "reset_s": round(reset_s, 6),
             "latencies_ms": [round(1e3 * latency, 3) for latency in result.trace.latencies],
-            # From the beginning of the period that asked: what a profile for `loop.latency` is made of.
-            "waits_ms": [round(1e3 * wait, 3) for wait in result.trace.waits],
-            # The same as the world saw it: whole control periods.
+            # As the world saw it, in whole control periods: what a profile for `loop.latency` is made of.
             "delays_ms": [round(1e3 * delay, 3) for delay in trace.delays],
             # Beside the times, since rounds may end by a deadline.
             "chunks": result.trace.chunk_means(),

@@ -211,9 +211,9 @@ class _Answers:
 
     @property
     def ready(self) -> float | None:
-        # Images that were not asked for, since it was known when the answer would be there, are not there.
-        later = self._recording.ticks[self._taken + 1 :]
-        return next((float(tick["now"]) for tick in later if tick["answer"] is not None), None)
+        # Asked before a tick looks. What was known then decides which images were.
+        found: float | None = self._recording.ticks[self._seen.index + 1]["ready"]
+        return found
 
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         self._thinks, self._again = True, None
