@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
             "limits.groups= (vla_runtime.limits takes them from data)"
         )
     out = Path(config["out"] or f"runs/bridge-{datetime.now():%Y%m%d-%H%M%S}")
-    ticks, ended = 0, []
+    ticks, ended, delays, late = 0, [], [], Counter[str]()
     for episode in range(config["episodes"]):
         facts = robot.reset(0, 0, episode)
         _log.info("robot %s: all streams are there", robot.spec.name)
@@ -168,6 +169,8 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
         finally:
             recorder.close(result, problem)
             ticks += result.steps
+            delays += result.trace.delays
+            late.update(overruns=result.trace.overruns, missed=result.trace.missed)
         if result.outcome is not None:
             ended.append(result.outcome.success)
             _log.info("episode %d: %s", episode, result.outcome.reason)
@@ -178,9 +181,11 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     line = {
         "transport": config["choices"]["transport"], "side": "policy", "policy": policy.spec.name, "ticks": ticks,
         "episodes": len(ended), "successes": sum(ended), "faults": faults, "health": transport.health(),
-        "events": [[event.what, event.reason] for event in safety.events], "out": str(out),
+        "events": [[event.what, event.reason] for event in safety.events], "out": str(out), **late,
     }  # fmt: skip
     write_json(out / "summary.json", line)
+    # What this robot's latency costs can be told in simulation.
+    write_json(out / "latencies.json", [round(delay, 6) for delay in delays])
     if safety.stopped is not None:
         return {**line, "error": f"the robot was stopped at the end: {safety.stopped}"}, 1
     return line, 0

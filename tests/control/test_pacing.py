@@ -102,3 +102,20 @@ def test_observations_a_little_late_do_not_shift_the_rows():
     run(env, policy, policy.spec, VirtualClock(), replan=4, max_steps=12)
     assert not any(one.held for one in env.applied)
     assert [round(float(one.values[1]) * 100) for one in env.applied] == [0, 1, 2, 3] * 3
+
+
+def test_what_the_world_did_while_nobody_served_it_is_counted_and_left_out():
+    """A process that stood still for a while: a robot goes on without it."""
+
+    class Away(Recording):
+        def observe(self, cameras=()):
+            seen = super().observe(cameras)
+            return replace(seen, time=seen.time + 0.31 * (len(self.applied) >= 6))
+
+    env = Away()
+    env.reset(0, 0, 0)
+    policy = Numbered(env)
+    result = run(env, policy, policy.spec, VirtualClock(), replan=8, max_steps=16)
+    assert result.trace.missed == 6
+    rows = [round(float(one.values[1]) * 100) for one in env.applied]
+    assert rows[:8] == [0, 1, 2, 3, 4, 5, 12, 13]

@@ -42,6 +42,10 @@ def test_episodes_over_a_transport_end_as_they_should(tmp_path):
     sent = np.array([[values["j1"], values["j2"]] for values, _, _ in stage.commands()])
     assert np.allclose(sent, [tick["command"] for tick in recorded], atol=1e-6)
     assert json.loads((stage.out / "summary.json").read_text())["ticks"] == line["ticks"]
+    # What a simulation is told of this robot's latency.
+    delays = json.loads((stage.out / "latencies.json").read_text())
+    assert len(delays) == sum(tick["answer"] is not None for tick in recorded)
+    assert {"overruns", "missed"} <= line.keys()
 
 
 def test_nothing_moves_before_somebody_arms_it(tmp_path):

@@ -170,6 +170,7 @@ class Controller:
         if ahead > self._period:
             # A stall: the world went on. Periods that nobody served are left out, not made up for.
             missed = int(ahead / self._period)
+            self._result.trace.missed += missed
             self._first, now = self._first + missed * self._period, now + missed * self._period
         # With somebody who watches the age of observations it is theirs to judge.
         watched = self._safety is not None and self._safety.timeouts.observation is not None

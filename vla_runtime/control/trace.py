@@ -20,7 +20,8 @@ class Trace:
     broken_at: ticks that broke a limit; forbidden_at: ticks in which safety let the policy move nothing; ages: seconds
     since what the plan in force answers was seen, one for each tick that has a plan; arrivals: ticks in which a chunk
     came; begins: when each tick began, on the machine's clock. latencies and ticks in seconds of wall time, planning
-    excluded from ticks; overruns: ticks that ended after the next was due. delays: seconds from an observation to the
+    excluded from ticks; overruns: ticks that ended after the next was due; missed: periods
+    of the world that nobody served. delays: seconds from an observation to the
     tick that had its chunk, on the loop's clock; late: chunks that came after more rows than the policy was told of;
     refused: chunks that the join did not take; seams: ticks whose command came from another chunk than the one before.
     facts: what each chunk said of how it was decoded.
@@ -36,6 +37,7 @@ class Trace:
     arrivals: list[int] = field(default_factory=list)
     begins: list[float] = field(default_factory=list)
     overruns: int = 0
+    missed: int = 0
     latencies: list[float] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)
     late: int = 0

@@ -167,6 +167,7 @@ class EpisodeRunner:
             "chunks": result.trace.chunk_means(),
             "tick_us": percentiles(result.trace.ticks, 1e6),
             "overruns": result.trace.overruns,
+            "missed": result.trace.missed,
             "period_error_ms": percentiles(trace.period_errors(spec.period), 1e3) if self._settings.real_time else None,
             "host": socket.gethostname(),
             "cpu": platform.processor() or platform.machine(),

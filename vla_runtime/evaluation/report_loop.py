@@ -94,6 +94,7 @@ def control(rows: Sequence[Row]) -> str:
         errors = [(row["timing"].get("period_error_ms") or {}).get(share) for row in rows]
         tell(f"period error, {share} of an episode", errors, "ms")
     tell("overruns", [row["timing"].get("overruns") for row in rows])
+    tell("periods that nobody served", [row["timing"].get("missed") for row in rows])
     broken = Counter[str]()
     for row in rows:
         broken.update(row.get("limits") or {})
