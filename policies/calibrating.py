@@ -77,7 +77,13 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     dataset = Joined.of(data, policy.spec.horizon, config["control"])
     data_contract = replace(dataset.contract, action=dataset.action)
     require_match(Contract.of(policy.spec), data_contract, "the policy", f"data {data}")
-    if policy.spec.seen & dataset.initial_states:
+    learned = len(policy.spec.seen & dataset.initial_states)
+    if learned and config["name"]:
+        raise ValueError(
+            f"name=true: expected demonstrations that the policy has not learned from, got {learned} initial states in "
+            f"{data} that it has; a way to decode is not chosen on those"
+        )
+    if learned:
         _log.warning("data %s: the policy was trained on some of it; take other demonstrations to judge it by", data)
     # All are judged on the same frames, also by those that need none before them.
     apart = overlap(policy) if config["warm_start"] else 0
@@ -108,6 +114,7 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     told, schedule_file = best, None
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
+        "learned_from": learned,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "precision": policy.precision,
         "steps": steps, "recorded": len(recorded), "judged": len(rest),
         "noises": figures["plain"].expert_error.shape[1],

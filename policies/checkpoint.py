@@ -41,7 +41,7 @@ from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract
 from vla_runtime.decoding.denoise import Denoising
 from vla_runtime.decoding.masked import MaskedDecoding
-from vla_runtime.disk import write_json
+from vla_runtime.disk import sync, write_json
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import EnvSpec, PolicySpec
 
@@ -147,8 +147,13 @@ def save_policy(
         old.rename(folder)
     try:
         weights = {key: value.detach().to(torch.float16).cpu().contiguous() for key, value in _weights(policy).items()}
+        beyond = [key for key, value in weights.items() if not value.isfinite().all()]
+        if beyond:
+            raise CheckpointError(f"{folder}: expected weights that fp16 can say, got others in {beyond[:3]}")
         save_file(weights, str(part / WEIGHTS))
         write_json(part / CONFIG, document)
+        # Before the old one goes.
+        sync(part / WEIGHTS)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)

@@ -62,7 +62,9 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
         write_json(path, report)
         _log.info("%s; all of it is in %s", report_text(report), path)
     add_adapters(policy.backbone, lora)
-    settings = {key: config[key] for key in ("backbone", "head", "tokenizer", "horizon", "observation_offsets")}
+    settings = {
+        key: config[key] for key in ("backbone", "head", "tokenizer", "horizon", "executed", "observation_offsets")
+    }
     settings |= {key: config[key] for key in ("control", "init", "lora")}
     settings["data"] = dataset.statistics_id()
     options = {key: value for key, value in head.items() if key != "name"}

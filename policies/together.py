@@ -44,12 +44,12 @@ class Together:
     def __call__(
         self, sessions: Sequence[VLASession], seen: Sequence[Sequence[Observation]], committed: Sequence[Float | None]
     ) -> list[ActionChunk]:
-        """A chunk for each. SpecMismatch, before any noise is drawn, for an observation or rows that are wrong."""
+        """A chunk for each. SpecMismatch and ValueError, before any noise is drawn, for a wrong question."""
         policy = self._policy
-        batch, given = policy.batch(seen), self._given(committed)
+        context, given = policy.context(policy.batch(seen)), self._given(committed)
         drawn = [session.noise() for session in sessions]
         noise = {name: torch.cat([one[name] for one in drawn], axis) for name, axis in self._along.items()}
-        unit = self._decode(policy.context(batch), given, noise, len(sessions))
+        unit = self._decode(context, given, noise, len(sessions))
         # Rounds and their like are the pass's, which all share.
         facts = {"together": float(len(sessions)), **self._decode.facts}
         return [

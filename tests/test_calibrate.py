@@ -46,9 +46,22 @@ def calibrated(policy, out, *options):
     return calibrate.calibrate(load("calibrate", asked))
 
 
+def of_other_data(folder):
+    """As if the checkpoint had learned from other demonstrations."""
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seen": []}))
+
+
 def test_a_schedule_a_table_and_a_page(diffusion, recorded, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(diffusion, own)
+    # A way to decode is not chosen on what was learned from.
+    with pytest.raises(
+        ValueError, match=r"name=true: expected demonstrations that the policy has not learned from, got"
+    ):
+        calibrated(own, "null", f"data={recorded}", "name=true")
+    assert not (own / "decode.json").exists()
+    of_other_data(own)
     line, code = calibrated(own, "null", f"data={recorded}", "name=true")
     assert code == 0
     tmp_path = own
@@ -137,6 +150,7 @@ def test_masked_diffusion_is_judged_with_fewer_rounds(recorded, tmp_path):
     head = ["head=discrete_diffusion", "head.decoding.rounds=4", "tokenizer=bins"]
     finetune.finetune(load("finetune", [f"data={recorded}", f"out={tmp_path / 'masked'}", *TINY, *head]))
     null = ("updates=null", "bubble=null", "warm_start=null")
+    of_other_data(tmp_path / "masked")
     line, code = calibrated(tmp_path / "masked", "null", f"data={recorded}", "fewer_steps=[1,2]", "name=true", *null)
     assert (code, line["schedule"], line["cached"]) == (0, None, None)
     assert not (tmp_path / "masked" / "schedule.json").exists()
@@ -165,6 +179,7 @@ def test_a_backbone_whose_branches_cannot_be_reused_is_judged_with_fewer_steps(
     monkeypatch.delattr(Nano, "prepared")
     own = tmp_path / "own"
     shutil.copytree(diffusion, own)
+    of_other_data(own)
     null = ("updates=null", "bubble=null", "warm_start=null", "precision=bf16", "judged=3")
     line, _ = calibrated(own, "null", f"data={recorded}", "name=true", *null)
     assert (line["schedule"], line["cached"]) == (None, None)

@@ -106,6 +106,8 @@ def test_resume_takes_the_same_settings_only(recorded, tmp_path):
         again(recorded, tmp_path / "small", "save_every=1", "batch_size=8")
     with pytest.raises(ValueError, match=r"head\.name was 'beast', is 'autoregressive'"):
         again(recorded, tmp_path / "small", "save_every=1", "head=autoregressive")
+    with pytest.raises(ValueError, match=r"executed was .*, is 2"):
+        again(recorded, tmp_path / "small", "save_every=1", "executed=2")
     assert again(recorded, tmp_path / "small", "save_every=1")[0]["loss_last"] == whole["loss_last"]
 
 

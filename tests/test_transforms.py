@@ -101,6 +101,15 @@ def test_the_rarest_states_stay_apart():
     assert (closed, holding) == (-1, pytest.approx(-0.05, abs=1e-6))
 
 
+def test_what_moves_seldom_can_still_be_said():
+    """A base that hardly ever turns: its quantiles are equal, its extremes are not."""
+    normalise = Normalise.of(delta_spec(), statistics(7, q01=0.0, q99=0.0, min=-0.5, max=1.0))
+    turns = np.array([0, 0, 0, 0, 0, 0.8, 1], np.float32)
+    np.testing.assert_allclose(normalise.backward(normalise.forward(turns)), turns, atol=1e-6)
+    never = Normalise.of(delta_spec(), statistics(7, q01=0.0, q99=0.0, min=0.0, max=0.0))
+    np.testing.assert_array_equal(never.forward(turns)[:6], np.zeros(6))
+
+
 def test_what_never_varied_comes_back():
     flat = Normalise([2.0, 0.0], [2.0, 1.0])
     np.testing.assert_array_equal(flat.forward(np.array([2.0, 0.5], np.float32)), [0, 0])

@@ -35,6 +35,8 @@ from vla_runtime.types import ActionSpec, EnvSpec
 
 # Evaluation takes its initial states from seeds below this one.
 FIRST_SEED = 10_000
+# Of demonstrations that a command makes for itself, to judge a policy by.
+FEW_SEED = 1_000_000
 REPORT = "report.html"
 
 _log = logging.getLogger(__name__)
@@ -42,11 +44,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Tally:
-    """The attempts at one task. done: success by attempt."""
+    """The attempts at one task. done: success by attempt; given: nobody chose when to stop, so that all count."""
 
     task: int
     wanted: int
     done: dict[int, bool] = field(default_factory=dict)
+    given: bool = False
 
     @property
     def missing(self) -> int:
@@ -58,9 +61,12 @@ class _Tally:
         As many as would complete the task if all succeeded; with `spare`, as many as would at the success rate
         so far, since beginning another round of processes costs more than a few attempts too many.
         """
+        if not self.missing:
+            # One that a kill left out, below those that a spare process made: the first successes are taken, always.
+            return [attempt for attempt in range(max(self.chosen(), default=0)) if attempt not in self.done]
         limit = 5 * self.wanted + 20
         free = [attempt for attempt in range(limit) if attempt not in self.done]
-        if self.missing and not free:
+        if not free:
             raise RuntimeError(
                 f"task {self.task}: expected {self.wanted} successes of the expert, got {sum(self.done.values())} in "
                 f"{limit} attempts; choose another task or style, or look at it with vla_runtime.rollout policy=expert"
@@ -74,7 +80,7 @@ class _Tally:
 
     def attempts(self) -> int:
         """Attempts up to the last chosen one: what the episodes cost."""
-        return self.chosen()[-1] + 1
+        return len(self.done) if self.given else self.chosen()[-1] + 1
 
 
 def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -125,8 +131,7 @@ def _from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     bags = [Path(one) for one in ([config["bag"]] if isinstance(config["bag"], str) else config["bag"])]
     out = Path(config["out"] or f"{bags[0]}_data")
     with locked(out):
-        if (out / schema.INFO).is_file():
-            raise BadArguments(f"out={out}: expected a new folder, got a data set")
+        _begin_anew(out)
         told = contract, config["instruction"], config["succeeded"]
         found = [episode for bag in bags for episode in demonstrations(bag, *told)]
         kept = [episode for episode in found if episode.facts["success"]]
@@ -138,10 +143,14 @@ def _from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
             name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, tuple(tasks),
             max(episode.length for episode in kept),
         )  # fmt: skip
-        tallies = [_Tally(task, 0) for task in range(len(tasks))]
+        tallies = [_Tally(task, 0, given=True) for task in range(len(tasks))]
         rate = schema.frames_per_second(spec.period)
+        save_settings(out, config, sys.argv[1:])
         for episode in found:
             if episode.facts["instruction"] not in tasks:
+                _log.warning(
+                    "an episode of %r, which never succeeded, is no part of the set", episode.facts["instruction"]
+                )
                 continue
             tally = tallies[tasks.index(str(episode.facts["instruction"]))]
             attempt = len(tally.done)
@@ -150,7 +159,6 @@ def _from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
             tally.wanted += tally.done[attempt]
             written = episode if facts["success"] else None
             write_part(out / PARTS / part_name(tally.task, attempt), facts, written, config["images"], rate)
-        save_settings(out, config, sys.argv[1:])
         own = _assemble(config, out, spec, {"action": spec.action}, tallies)
         shutil.rmtree(out / PARTS)
         return _last_line(own, out), 0
@@ -195,6 +203,17 @@ def _folder(config: Mapping[str, Any]) -> Path:
             continue
         return folder
     raise ValueError("out: expected a free name under runs/, got none; name a folder with out=")
+
+
+def _begin_anew(out: Path) -> None:
+    """Begin in an empty folder, or in one where bags were read before to no end: reading them again costs little, and
+    what is left of others may be of another contract or instruction.
+    """
+    names = sorted(path.name for path in out.iterdir())
+    ours = names == [PARTS] and (saved_settings(out) or {}).get("bag") is not None
+    if names and not ours:
+        raise BadArguments(f"out={out}: expected a new folder, got one with {names[:5]}; choose another out=")
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def _claim(out: Path, config: Mapping[str, Any]) -> None:
@@ -333,7 +352,9 @@ def collect_few(config: Mapping[str, Any], out: Path) -> str:
         env.close()
     each = ceil(config["episodes"] / tasks)
     _log.info("no data=: recording %d demonstrations of each of %d tasks of %s first", each, tasks, name)
-    asked = [f"env={name}", f"episodes={each}", f"seed={FIRST_SEED + config['seed']}", "recover=true", f"out={out}"]
+    # Not those that a policy learns from who is trained on a collection of its own.
+    seed = FEW_SEED + config["seed"]
+    asked = [f"env={name}", f"episodes={each}", f"seed={seed}", "recover=true", f"out={out}"]
     collect({**load("collect", asked), "env": config["env"]})
     return str(out)
 

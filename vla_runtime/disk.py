@@ -43,6 +43,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk, and known there by its name."""
+    for one in (path, path.parent):
+        handle = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write `document` as JSON; numpy numbers and arrays become plain ones."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, default=_plain) + "\n")

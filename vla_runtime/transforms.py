@@ -158,8 +158,9 @@ class Normalise:
 
         Quantiles for deltas and velocities, whose outliers would stretch the range; extremes for absolute goals,
         where the lowest point of a reach is what matters and not an outlier, and for states, whose rarest values
-        say most: fingers that closed on nothing are beyond the quantiles of those that hold. Binary dimensions
-        pass through. SpecMismatch when statistics are missing or of another size.
+        say most: fingers that closed on nothing are beyond the quantiles of those that hold; and for what moves in less
+        than a hundredth of all rows. Binary dimensions pass through. SpecMismatch when statistics are missing or of
+        another size.
         """
         found = {}
         for key in ("min", "max", "q01", "q99"):
@@ -171,6 +172,9 @@ class Normalise:
             if found[key].shape != (spec.size,):
                 raise SpecMismatch(f"statistics {key!r}: expected {spec.size} numbers, got {found[key].shape[0]}")
         low, high = found["q01"].copy(), found["q99"].copy()
+        # What moves so seldom that quantiles see nothing of it does move.
+        seldom = (low == high) & (found["min"] < found["max"])
+        low[seldom], high[seldom] = found["min"][seldom], found["max"][seldom]
         for group in spec.groups:
             part = spec.slices[group.name]
             if group.kind in ("absolute", "measured"):

@@ -29,6 +29,17 @@ def test_limits_that_a_robot_states_hold_where_nobody_asks_for_others(asked, hel
     assert "limits" not in Settings(LOOP, {"level": "clamp", "groups": None}, SAFETY, spec, policy).facts
 
 
+@pytest.mark.parametrize("kept", ["warm_start", "guide"])
+def test_a_robot_that_stands_has_not_come_to_where_time_says(kept):
+    spec, policy = Recording().spec, Numbered(Recording()).spec
+    policy, limits = replace(policy, decode={kept: 0.2}), {"level": "clamp", "groups": None}
+    for late in (0.2, [0.0, 0.2], "measured"):
+        with pytest.raises(ValueError, match=rf"decode\.{kept}: expected loop\.mode=async or loop\.latency=0"):
+            Settings({**LOOP, "latency": late}, limits, SAFETY, spec, policy)
+    for late in (0.0, [0, 0.0]):
+        Settings({**LOOP, "latency": late}, limits, SAFETY, spec, policy)
+
+
 @pytest.mark.parametrize("join", ["prefix", "pin", "guide"])
 def test_a_robot_that_stands_executes_no_rows_that_a_policy_could_be_told_of(join):
     spec, policy = Recording().spec, Numbered(Recording()).spec

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vla_runtime.evaluation.charts import histogram, interval_bar
 from vla_runtime.evaluation.report import write_report
+from vla_runtime.evaluation.statistics import wilson_interval
 
 VOID = {"meta", "img", "br", "rect", "line", "circle"}
 
@@ -85,6 +86,7 @@ def folder(path: Path, rows: list[dict[str, Any]], **summary: Any) -> Path:
         "episodes": len(rows),
         "successes": successes,
         "errors": sum(row["error"] is not None for row in rows),
+        "ci95": list(wilson_interval(successes, summary.get("episodes", len(rows)))) if rows else None,
         "latency_ms": {"p50": 2.5, "p95": 3.0, "p99": 3.0},
         "control": {"rate_hz": 20.0, "overruns": 0},
         "complete": True,
@@ -253,3 +255,16 @@ def test_what_chunks_say_of_their_decoding_is_shown(tmp_path: Path) -> None:
     parse(page)
     assert "Decoding: cache gap" in page
     assert "median of 5 episodes 0.02" in page
+
+
+def test_the_same_episodes_with_several_latencies_are_no_more_episodes(tmp_path: Path) -> None:
+    """An interval of 80 where 20 were played four times would be half as wide as it may be."""
+    loop = {"mode": "async", "rate_hz": 20.0}
+    rows = [row(0, k, success=k < 9, loop={**loop, "latency": late}) for k in range(20) for late in (0.0, 0.2)]
+    page = write_report(folder(tmp_path, rows, ci95=None)).read_text()
+    assert "success, 95 %" not in page
+    assert page.count(">9 / 20<") == 2
+    assert "latency 0.2s" in page
+    assert ">18 / 40<" not in page.split("Success per task")[1].split("</table>")[0]
+    once = write_report(folder(tmp_path, rows[::2], ci95=[0.2582, 0.6579])).read_text()
+    assert "success, 95 % 25.8% to 65.8%" in once

@@ -32,6 +32,17 @@ def observation():
     return env.observe(("overhead", "hand"))
 
 
+def test_weights_beyond_fp16_replace_nothing(saved):
+    folder, policy = saved
+    before = (folder / WEIGHTS).read_bytes()
+    with torch.no_grad():
+        next(policy.head.parameters()).view(-1)[0] = 1e6
+    with pytest.raises(CheckpointError, match="expected weights that fp16 can say, got others in"):
+        save_policy(folder, policy, {}, {"step": 4})
+    assert (folder / WEIGHTS).read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 @pytest.mark.parametrize("head", HEAD_NAMES)
 def test_round_trip_of_every_head(make_policy, tmp_path, head):
     policy = make_policy(head)

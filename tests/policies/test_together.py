@@ -50,15 +50,19 @@ def test_answers_are_those_of_each_alone(make_policy, head, decode):
             assert {"rounds", "forced", "confidence"} <= set(other.facts) or head != "discrete_diffusion"
 
 
-@pytest.mark.parametrize("wrong", ["observation", "rows"])
+@pytest.mark.parametrize("wrong", ["observation", "rows", "instruction"])
 def test_a_wrong_question_costs_no_noise(make_policy, wrong):
     policy = make_policy("flow")
     (seen,) = observations(1)
     sessions = [policy.begin(0), policy.begin(1)]
     bad = np.zeros((3, policy.spec.action.size), np.float32)
     blind = type(seen)(seen.state, {}, seen.instruction, seen.time)
-    questions = ([[seen], [blind]], [None, None]) if wrong == "observation" else ([[seen], [seen]], [None, bad])
-    with pytest.raises(SpecMismatch):
+    mute = type(seen)(seen.state, seen.images, "", seen.time, seen.image_times)
+    questions = {
+        "observation": ([[seen], [blind]], [None, None]), "rows": ([[seen], [seen]], [None, bad]),
+        "instruction": ([[seen], [mute]], [None, None]),
+    }[wrong]  # fmt: skip
+    with pytest.raises((SpecMismatch, ValueError)):
         policy.together()(sessions, *questions)
     assert (sessions[0].predict([seen]).actions == policy.begin(0).predict([seen]).actions).all()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from robots import reach_robot
 from staged import Stage
 
@@ -231,7 +232,54 @@ def test_a_bridges_bag_becomes_a_data_set_like_any_other(tmp_path):
     assert {one.instruction for one in seen} == {"touch"}
     assert all(one.images["hand"].shape == (16, 16, 3) for one in seen)
     data.close()
-    with pytest.raises(BadArguments, match="expected a new folder, got a data set"):
+    with pytest.raises(BadArguments, match="expected a new folder, got one with"):
         collect(load("collect", [*asked, "instruction=touch"]))
+    # Nor in a folder of anything else, which stays as it was.
+    mine = tmp_path / "mine"
+    (mine / "data").mkdir(parents=True)
+    (mine / "data" / "letter.txt").write_text("mine")
+    with pytest.raises(BadArguments, match=r"expected a new folder, got one with \['data'\]"):
+        collect(load("collect", [*asked[:2], f"out={mine}", "instruction=touch"]))
+    assert (mine / "data" / "letter.txt").read_text() == "mine"
+
+
+def test_what_an_interrupted_reading_of_bags_left_is_read_again(tmp_path, monkeypatch):
+    """With another instruction it is another set."""
+    bag = Bag(tmp_path / "bag")
+    for step in range(12):
+        bag.tick(1000 + step * 0.05, step, ("overhead", "hand"), "gated")
+    bag.end(1000.6)
+    bag.close()
+    contract = tmp_path / "robot.yaml"
+    contract.write_text(yaml.safe_dump(json.loads(json.dumps(bag.contract.document()))))
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", f"out={tmp_path / 'data'}", "images=embedded"]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vla_runtime.collect._assemble", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(load("collect", [*asked, "instruction=tuoch"]))
+    line, _ = collect(load("collect", [*asked, "instruction=touch"]))
+    assert (line["episodes"], line["attempts"]) == (1, 1)
+    data = Dataset(tmp_path / "data", horizon=4)
+    assert {one.instruction for one in data.episodes} == {"touch"}
+    data.close()
+
+
+def test_failures_after_the_last_success_count(tmp_path):
+    """Nobody stopped a robot's bag at the last success, as a collection of an expert's is."""
+    bag = Bag(tmp_path / "bag")
+    for episode, success in enumerate((True, False, False)):
+        for step in range(12):
+            bag.tick(1000 + 10 * episode + step * 0.05, step, ("overhead", "hand"), "gated")
+        bag.end(1000.6 + 10 * episode, success)
+    bag.close()
+    contract = tmp_path / "robot.yaml"
+    contract.write_text(yaml.safe_dump(json.loads(json.dumps(bag.contract.document()))))
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", f"out={tmp_path / 'data'}", "images=embedded"]
+    line, _ = collect(load("collect", [*asked, "instruction=touch"]))
+    assert (line["episodes"], line["attempts"], line["expert_success_rate"]) == (1, 3, 0.3333)
     with pytest.raises(BadArguments, match="contract: expected a YAML file"):
         collect(load("collect", [asked[0], f"out={tmp_path / 'other'}"]))

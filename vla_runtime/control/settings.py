@@ -6,7 +6,7 @@ It knows no particular environment and no policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,13 @@ class Settings:
             raise ValueError(
                 f"loop.join={name}: expected loop.mode=async, got a robot that stands while the policy thinks, so that "
                 "no rows are executed meanwhile of which it could be told; take join=newest"
+            )
+        kept = [name for name in ("warm_start", "guide") if policy.decode.get(name)]
+        late = loop.get("latency", 0.0)
+        if self._stands and kept and any(one != 0 for one in (late if isinstance(late, Sequence) else [late])):
+            raise ValueError(
+                f"decode.{kept[0]}: expected loop.mode=async or loop.latency=0, got a robot that stands while the "
+                "policy thinks; what is left of the chunk before would be taken from a place that it has not come to"
             )
         self._clock, planner = loop.get("clock", "virtual"), loop.get("planner", "thread")
         for option, value, known in (("clock", self._clock, CLOCKS), ("planner", planner, PLANNERS)):

@@ -20,7 +20,7 @@ import numpy as np
 
 from vla_runtime.disk import write_text
 from vla_runtime.evaluation.charts import histogram, interval_bar
-from vla_runtime.evaluation.folder import in_order, read_rows
+from vla_runtime.evaluation.folder import in_order, latency_label, read_rows
 from vla_runtime.evaluation.page import document, number, section, table
 from vla_runtime.evaluation.report_loop import control, latency, timelines
 from vla_runtime.evaluation.row_text import Row, episode, plain, result
@@ -71,11 +71,13 @@ def render(rows: Sequence[Row], summary: Mapping[str, Any], config: str, folder:
 
 def _head(title: str, rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     episodes, successes = int(summary["episodes"]), int(summary["successes"])
-    low, high = wilson_interval(successes, episodes) if episodes else (0.0, 1.0)
+    # Of one latency; the same episodes with several are no more episodes.
+    interval = summary.get("ci95")
+    within = "success" if interval is None else f"success, 95 % {interval[0]:.1%} to {interval[1]:.1%}"
     thought, rate = summary.get("latency_ms") or {}, summary.get("control") or {}
     p50, p95, p99 = (number(thought.get(name)) for name in ("p50", "p95", "p99"))
     tiles = [
-        (f"{successes / episodes:.1%}" if episodes else "-", f"success, 95 % {low:.1%} to {high:.1%}"),
+        (f"{successes / episodes:.1%}" if episodes else "-", within),
         (f"{successes} / {episodes}", "episodes succeeded"),
         (str(summary["errors"]), "errors, counted as failures"),
         (f"{p50} ms", f"latency p50; p95 {p95}, p99 {p99}"),
@@ -130,11 +132,14 @@ def _warnings(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
 
 
 def _tasks(rows: Sequence[Row]) -> str:
-    by_task: defaultdict[int, list[Row]] = defaultdict(list)
+    latencies = {latency_label(row["loop"]["latency"]) for row in rows}
+    by_task: defaultdict[tuple[int, str], list[Row]] = defaultdict(list)
     for row in rows:
-        by_task[row["task"]].append(row)
+        # The same episodes with several latencies are no more episodes.
+        label = latency_label(row["loop"]["latency"]) if len(latencies) > 1 else ""
+        by_task[row["task"], label].append(row)
     lines = []
-    for task, members in by_task.items():
+    for (task, label), members in sorted(by_task.items()):
         successes, n = sum(bool(row["success"]) for row in members), len(members)
         low, high = interval = wilson_interval(successes, n)
         progress = [row["progress"] for row in members if row.get("progress") is not None]
@@ -142,7 +147,7 @@ def _tasks(rows: Sequence[Row]) -> str:
         lines.append(
             (
                 str(task),
-                escape(str(members[0]["task_name"])),
+                escape(str(members[0]["task_name"]) + (f", latency {label}" if label else "")),
                 f"{successes} / {n}",
                 f"{successes / n:.1%}",
                 interval_bar(successes / n, interval),
