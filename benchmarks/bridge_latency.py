@@ -22,7 +22,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from vla_runtime.bridge import RobotClock
 from vla_runtime.contract import Contract
@@ -125,7 +124,7 @@ def measured(rate, seconds, domain, folder):
     """
     known = contract(rate)
     path = folder / f"{rate:g}.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(known.document()))))
+    known.save(path)
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"}
     bridge = subprocess.Popen(
         [

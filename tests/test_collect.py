@@ -11,7 +11,7 @@ import pytest
 from envs.perturbed import Perturbed
 from envs.reach import Reach
 from policies.samples import read_samples
-from vla_runtime.collect import _Tally, collect
+from vla_runtime.collect import collect
 from vla_runtime.compose import load
 from vla_runtime.control.clock import SystemClock, VirtualClock
 from vla_runtime.control.loop import run
@@ -147,24 +147,13 @@ def test_a_part_cut_short_by_a_power_cut_is_made_again(short, tmp_path, monkeypa
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vla_runtime.collect._assemble", stop)
+        patch.setattr("vla_runtime.collect.assemble", stop)
         with pytest.raises(OSError, match="no space"):
             collected(folder, *SHORT, "episodes=5")
     rows = next(folder.glob(f"{PARTS}/task-000-attempt-*/rows.parquet"))
     rows.write_bytes(rows.read_bytes()[:100])
     collected(folder, *SHORT, "episodes=5")
     assert contents(folder) == contents(short[0])
-
-
-def test_attempts_that_a_kill_left_out_are_made_before_later_ones_count():
-    """Two processes: one finished attempts 3 and 4 while the other was at 2, and both were killed."""
-    tally = _Tally(0, wanted=3, done={0: True, 1: False, 3: True, 4: True})
-    assert tally.missing == 0
-    assert tally.next(spare=True) == [2]
-    tally.done[2] = True
-    assert tally.next(spare=True) == []
-    assert tally.chosen() == [0, 2, 3]
-    assert _Tally(0, wanted=2, done={0: True, 1: False, 2: True}).next(spare=True) == []
 
 
 def test_killed_at_any_moment_the_same_command_completes_the_set(tmp_path):

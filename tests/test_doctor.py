@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from packaging.specifiers import SpecifierSet
 from robots import reach_robot
 
@@ -279,7 +278,7 @@ def test_two_contracts_are_compared(tmp_path: Path) -> None:
     paths = []
     for name, contract in (("a", one), ("b", other)):
         paths.append(str(tmp_path / f"{name}.yaml"))
-        Path(paths[-1]).write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
+        contract.save(paths[-1])
     line, code = doctor({"contract": paths})
     assert (code, line["ok"]) == (1, False)
     assert [check["name"] for check in line["checks"]] == ["rate_hz", "robot.skew"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
-import yaml
 from robots import reach_robot
 
 from vla_runtime.contract import Contract, differences
@@ -17,7 +15,7 @@ from vla_runtime.types import ActionSpec, Group, SpecMismatch, StateSpec
 def test_document_round_trip(tmp_path):
     one = reach_robot()
     path = tmp_path / "robot.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(one.document()))))
+    one.save(path)
     again = Contract.load(path)
     assert again.document() == one.document()
     assert differences(one, again) == []

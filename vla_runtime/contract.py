@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from vla_runtime.disk import plain, write_text
 from vla_runtime.robot_side import RobotSide
 from vla_runtime.types import ActionSpec, CameraSpec, EnvSpec, Group, PolicySpec, SpecMismatch, StateSpec
 
@@ -82,6 +83,10 @@ class Contract:
             return cls.read(document)
         except SpecMismatch as error:
             raise SpecMismatch(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a YAML file for `load`, whole or not at all."""
+        write_text(Path(path), yaml.safe_dump(plain(self.document()), sort_keys=False))
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Contract:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from numbered import Policy, Recording
 from served import Served, serving
 
@@ -80,7 +79,7 @@ def test_a_stock_server_is_a_policy_for_our_loop(openpi, env, tmp_path):
     address = f"ws://127.0.0.1:{int(process.stdout.readline())}"
     contract = replace(Contract.of(env.spec), horizon=16)
     path = tmp_path / "stock.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
+    contract.save(path)
     keys = {"cameras": {"overhead": "picture", "hand": "other"}, "state": "state", "prompt": "text"}
     policy = RemotePolicy(address, contract=str(path), keys=keys)
     seen = env.observe(("overhead", "hand"))

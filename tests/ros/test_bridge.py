@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import yaml
 from robots import Aiming
 from staged import COMMANDS, Stage
 
@@ -251,7 +250,7 @@ def test_contracts_are_compared_before_anything_moves(tmp_path):
 def test_what_a_contract_states_of_a_policy_is_compared(tmp_path):
     stage = Stage(tmp_path)
     stage.policy.spec = replace(stage.policy.spec, statistics="bbbb")
-    stage.path.write_text(yaml.safe_dump(replace(stage.contract, statistics="aaaa", horizon=99).document()))
+    replace(stage.contract, statistics="aaaa", horizon=99).save(stage.path)
     with pytest.raises(SpecMismatch, match=r"(?s)2 differences.*horizon.*statistics: expected 'bbbb', got 'aaaa'"):
         stage.bridge()
 

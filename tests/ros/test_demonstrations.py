@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
+from bagged import Bag
 from robots import reach_robot
-from staged import Stage
 
-from vla_runtime.bridge import RobotClock
-from vla_runtime.collect import collect
-from vla_runtime.compose import BadArguments, load
-from vla_runtime.control.recorder import Recording
-from vla_runtime.data.reader import Dataset
-from vla_runtime.robot_side import ARRAY, TRAJECTORY, Topic
-from vla_runtime.ros.bags import BagWriter, Recorded
+from vla_runtime.robot_side import ARRAY, TRAJECTORY
 from vla_runtime.ros.demonstrations import demonstrations
-from vla_runtime.ros.messages import command_message, encode, flag, image_message, state_message, text, trajectory
+from vla_runtime.ros.messages import command_message, flag, text
 
 STRING, BOOL = "std_msgs/msg/String", "std_msgs/msg/Bool"
-GATED = TRAJECTORY
-
-
-class Bag:
-    """A bag of a reach arm that moves as told; its stamps are 500 seconds behind the bag's."""
-
-    def __init__(self, path, **side):
-        self.contract, self._bag = reach_robot(**side), BagWriter(path)
-
-    def tick(self, time, step, cameras=("overhead", "hand"), command="gated", stamped=True):
-        robot = self.contract.robot
-        values = {"hand.y": 0.0, "j2": step / 200, "j1": step / 100, "hand.x": 0.0}
-        stream = robot.state["joints"]
-        self.say(stream.topic, stream.type, state_message(values, stream, time, ""), time)
-        for name in cameras:
-            camera = robot.cameras[name]
-            picture = np.full((16, 16, 3), step, np.uint8)
-            self.say(camera.topic, camera.type, image_message(picture, camera, time, ""), time + 0.002)
-        if command == "gated":
-            goal = {"j1": (step + 1) / 100, "j2": (step + 1) / 200}
-            self.say("/arm/command/gated", GATED, trajectory(goal, False, time + 0.01, f"a:{step}", 0.05), time + 0.01)
-        elif command:
-            # As whoever teleoperates says it to the controllers.
-            goal, stream = (
-                {"j1": (step + 3) / 100, "j2": (step + 3) / 200},
-                replace(robot.action["joints"], type=command),
-            )
-            message = command_message(goal, stream, False, time + 0.01 if stamped else 0.0, 0.05)
-            self.say("/arm/command", command, message, time + 0.01)
-
-    def end(self, time, success=True):
-        said = json.dumps({"success": success, "reason": "said"})
-        self.say("/vla/outcome", STRING, text(said), time)
-
-    def say(self, name, kind, message, time):
-        self._bag.write(Topic(name, kind), encode(message), time + 500.0)
-
-    def close(self):
-        self._bag.close()
 
 
 def read(bag, tmp_path, instruction="touch", succeeded=False):
@@ -214,72 +167,3 @@ def test_bags_that_cannot_be_used(tmp_path, fault, words):
         bag.contract = reach_robot(size=32)
     with pytest.raises(ValueError, match=words):
         read(bag, tmp_path, None if fault == "instruction" else "touch")
-
-
-def test_a_bridges_bag_becomes_a_data_set_like_any_other(tmp_path):
-    stage = Stage(tmp_path, episodes=2, max_steps=200)
-    transport = stage.air.transport
-    stage.air.transport = lambda: Recorded(transport(), tmp_path / "bag", RobotClock())
-    with stage.playing():
-        stage.bridge("episodes=2")
-    asked = [f"bag={tmp_path / 'bag'}", f"contract={stage.path}", f"out={tmp_path / 'data'}"]
-    line, code = collect(load("collect", [*asked, "instruction=touch"]))
-    assert (code, line["episodes"], line["env"]) == (0, 2, "reach_arm")
-    data = Dataset(tmp_path / "data", horizon=4)
-    live = [tick["state"].tobytes() for one in sorted(stage.out.glob("recordings/*")) for tick in Recording(one).ticks]
-    seen = [data[index][0] for index in range(len(data))]
-    assert np.mean([one.state.tobytes() in live for one in seen]) > 0.8
-    assert {one.instruction for one in seen} == {"touch"}
-    assert all(one.images["hand"].shape == (16, 16, 3) for one in seen)
-    data.close()
-    with pytest.raises(BadArguments, match="expected a new folder, got one with"):
-        collect(load("collect", [*asked, "instruction=touch"]))
-    # Nor in a folder of anything else, which stays as it was.
-    mine = tmp_path / "mine"
-    (mine / "data").mkdir(parents=True)
-    (mine / "data" / "letter.txt").write_text("mine")
-    with pytest.raises(BadArguments, match=r"expected a new folder, got one with \['data'\]"):
-        collect(load("collect", [*asked[:2], f"out={mine}", "instruction=touch"]))
-    assert (mine / "data" / "letter.txt").read_text() == "mine"
-
-
-def test_what_an_interrupted_reading_of_bags_left_is_read_again(tmp_path, monkeypatch):
-    """With another instruction it is another set."""
-    bag = Bag(tmp_path / "bag")
-    for step in range(12):
-        bag.tick(1000 + step * 0.05, step, ("overhead", "hand"), "gated")
-    bag.end(1000.6)
-    bag.close()
-    contract = tmp_path / "robot.yaml"
-    contract.write_text(yaml.safe_dump(json.loads(json.dumps(bag.contract.document()))))
-    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", f"out={tmp_path / 'data'}", "images=embedded"]
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("vla_runtime.collect._assemble", killed)
-        with pytest.raises(KeyboardInterrupt):
-            collect(load("collect", [*asked, "instruction=tuoch"]))
-    line, _ = collect(load("collect", [*asked, "instruction=touch"]))
-    assert (line["episodes"], line["attempts"]) == (1, 1)
-    data = Dataset(tmp_path / "data", horizon=4)
-    assert {one.instruction for one in data.episodes} == {"touch"}
-    data.close()
-
-
-def test_failures_after_the_last_success_count(tmp_path):
-    """Nobody stopped a robot's bag at the last success, as a collection of an expert's is."""
-    bag = Bag(tmp_path / "bag")
-    for episode, success in enumerate((True, False, False)):
-        for step in range(12):
-            bag.tick(1000 + 10 * episode + step * 0.05, step, ("overhead", "hand"), "gated")
-        bag.end(1000.6 + 10 * episode, success)
-    bag.close()
-    contract = tmp_path / "robot.yaml"
-    contract.write_text(yaml.safe_dump(json.loads(json.dumps(bag.contract.document()))))
-    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", f"out={tmp_path / 'data'}", "images=embedded"]
-    line, _ = collect(load("collect", [*asked, "instruction=touch"]))
-    assert (line["episodes"], line["attempts"], line["expert_success_rate"]) == (1, 3, 0.3333)
-    with pytest.raises(BadArguments, match="contract: expected a YAML file"):
-        collect(load("collect", [asked[0], f"out={tmp_path / 'other'}"]))

@@ -8,7 +8,6 @@ import signal
 import time
 from pathlib import Path
 
-import yaml
 from robots import reach_robot
 
 from vla_runtime.control.recorder import Recording
@@ -42,7 +41,7 @@ class Stage:
 
     def written(self, name, contract):
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(json.loads(json.dumps(contract.document()))))
+        contract.save(path)
         return path
 
     def robot(self, episodes=1, steps=200, patience=30.0):

@@ -8,7 +8,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
-import yaml
 from air import Air
 from robots import Aiming, reach_robot, share
 
@@ -37,7 +36,7 @@ class Stage:
             self.env, self.contract, self.air.transport(), SystemClock(), RobotClock(), pause=0.2
         )
         self.path, self.out = tmp_path / "robot.yaml", tmp_path / "out"
-        self.path.write_text(yaml.safe_dump(json.loads(json.dumps(self.contract.document()))))
+        self.contract.save(self.path)
         self._episodes = episodes
         self._thread = threading.Thread(target=self._play, daemon=True)
 

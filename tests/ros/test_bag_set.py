@@ -1,0 +1,84 @@
+"""Bags of robots become a data set like any other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bagged import Bag
+from staged import Stage
+
+from vla_runtime.bridge import RobotClock
+from vla_runtime.collect import collect
+from vla_runtime.compose import BadArguments, load
+from vla_runtime.control.recorder import Recording
+from vla_runtime.data.reader import Dataset
+from vla_runtime.ros.bags import Recorded
+
+
+def test_a_bridges_bag_becomes_a_data_set_like_any_other(tmp_path):
+    stage = Stage(tmp_path, episodes=2, max_steps=200)
+    transport = stage.air.transport
+    stage.air.transport = lambda: Recorded(transport(), tmp_path / "bag", RobotClock())
+    with stage.playing():
+        stage.bridge("episodes=2")
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={stage.path}", f"out={tmp_path / 'data'}"]
+    line, code = collect(load("collect", [*asked, "instruction=touch"]))
+    assert (code, line["episodes"], line["env"]) == (0, 2, "reach_arm")
+    data = Dataset(tmp_path / "data", horizon=4)
+    live = [tick["state"].tobytes() for one in sorted(stage.out.glob("recordings/*")) for tick in Recording(one).ticks]
+    seen = [data[index][0] for index in range(len(data))]
+    assert np.mean([one.state.tobytes() in live for one in seen]) > 0.8
+    assert {one.instruction for one in seen} == {"touch"}
+    assert all(one.images["hand"].shape == (16, 16, 3) for one in seen)
+    data.close()
+    with pytest.raises(BadArguments, match="expected a new folder, got one with"):
+        collect(load("collect", [*asked, "instruction=touch"]))
+    # Nor in a folder of anything else, which stays as it was.
+    mine = tmp_path / "mine"
+    (mine / "data").mkdir(parents=True)
+    (mine / "data" / "letter.txt").write_text("mine")
+    with pytest.raises(BadArguments, match=r"expected a new folder, got one with \['data'\]"):
+        collect(load("collect", [*asked[:2], f"out={mine}", "instruction=touch"]))
+    assert (mine / "data" / "letter.txt").read_text() == "mine"
+
+
+def test_what_an_interrupted_reading_of_bags_left_is_read_again(tmp_path, monkeypatch):
+    """With another instruction it is another set."""
+    bag = Bag(tmp_path / "bag")
+    for step in range(12):
+        bag.tick(1000 + step * 0.05, step, ("overhead", "hand"), "gated")
+    bag.end(1000.6)
+    bag.close()
+    contract = tmp_path / "robot.yaml"
+    bag.contract.save(contract)
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", f"out={tmp_path / 'data'}", "images=embedded"]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vla_runtime.ros.bag_set.assemble", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(load("collect", [*asked, "instruction=tuoch"]))
+    line, _ = collect(load("collect", [*asked, "instruction=touch"]))
+    assert (line["episodes"], line["attempts"]) == (1, 1)
+    data = Dataset(tmp_path / "data", horizon=4)
+    assert {one.instruction for one in data.episodes} == {"touch"}
+    data.close()
+
+
+def test_failures_after_the_last_success_count(tmp_path):
+    """Nobody stopped a robot's bag at the last success, as a collection of an expert's is."""
+    bag = Bag(tmp_path / "bag")
+    for episode, success in enumerate((True, False, False)):
+        for step in range(12):
+            bag.tick(1000 + 10 * episode + step * 0.05, step, ("overhead", "hand"), "gated")
+        bag.end(1000.6 + 10 * episode, success)
+    bag.close()
+    contract = tmp_path / "robot.yaml"
+    bag.contract.save(contract)
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", f"out={tmp_path / 'data'}", "images=embedded"]
+    line, _ = collect(load("collect", [*asked, "instruction=touch"]))
+    assert (line["episodes"], line["attempts"], line["expert_success_rate"]) == (1, 3, 0.3333)
+    with pytest.raises(BadArguments, match="contract: expected a YAML file"):
+        collect(load("collect", [asked[0], f"out={tmp_path / 'other'}"]))

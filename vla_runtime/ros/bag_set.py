@@ -1,0 +1,81 @@
+"""Recorded robots become a data set: the successful episodes of their bags."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_runtime.compose import BadArguments
+from vla_runtime.contract import Contract
+from vla_runtime.data import schema
+from vla_runtime.data.assembly import Tally, assemble, last_line
+from vla_runtime.data.attempts import part_name
+from vla_runtime.data.episode import write_part
+from vla_runtime.data.unfinished import PARTS, save_settings, saved_settings
+from vla_runtime.disk import locked
+from vla_runtime.ros.demonstrations import demonstrations
+from vla_runtime.types import EnvSpec
+
+_log = logging.getLogger(__name__)
+
+
+def set_from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """Write what `config` (configs/collect.yaml, with `bag`) asks for; returns the last line and the exit code 0.
+
+    BadArguments for settings that cannot be and for an out= that holds something else, ValueError for bags without
+    success or that cannot be read.
+    """
+    if config["contract"] is None:
+        raise BadArguments("contract: expected a YAML file with the robot's contract, got none")
+    if config["images"] not in schema.IMAGES:
+        raise BadArguments(f"images: expected one of {list(schema.IMAGES)}, got {config['images']!r}")
+    contract = Contract.load(config["contract"])
+    bags = [Path(one) for one in ([config["bag"]] if isinstance(config["bag"], str) else config["bag"])]
+    out = Path(config["out"] or f"{bags[0]}_data")
+    with locked(out):
+        _begin_anew(out)
+        told = contract, config["instruction"], config["succeeded"]
+        found = [episode for bag in bags for episode in demonstrations(bag, *told)]
+        kept = [episode for episode in found if episode.facts["success"]]
+        if not kept:
+            raise ValueError(f"bag: expected successful episodes, got none of {len(found)}")
+        tasks = sorted({str(episode.facts["instruction"]) for episode in kept})
+        name = "robot" if contract.robot is None else contract.robot.name
+        spec = EnvSpec(
+            name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, tuple(tasks),
+            max(episode.length for episode in kept),
+        )  # fmt: skip
+        tallies = [Tally(task, 0, given=True) for task in range(len(tasks))]
+        rate = schema.frames_per_second(spec.period)
+        save_settings(out, config, sys.argv[1:])
+        for episode in found:
+            if episode.facts["instruction"] not in tasks:
+                _log.warning(
+                    "an episode of %r, which never succeeded, is no part of the set", episode.facts["instruction"]
+                )
+                continue
+            tally = tallies[tasks.index(str(episode.facts["instruction"]))]
+            attempt = len(tally.done)
+            facts = {**episode.facts, "task": tally.task, "attempt": attempt}
+            tally.done[attempt] = bool(facts["success"])
+            tally.wanted += tally.done[attempt]
+            written = episode if facts["success"] else None
+            write_part(out / PARTS / part_name(tally.task, attempt), facts, written, config["images"], rate)
+        own = assemble(config, out, spec, {"action": spec.action}, tallies)
+        shutil.rmtree(out / PARTS)
+        return last_line(own, out), 0
+
+
+def _begin_anew(out: Path) -> None:
+    """Begin in an empty folder, or in one where bags were read before to no end: reading them again costs little, and
+    what is left of others may be of another contract or instruction.
+    """
+    names = sorted(path.name for path in out.iterdir())
+    ours = names == [PARTS] and (saved_settings(out) or {}).get("bag") is not None
+    if names and not ours:
+        raise BadArguments(f"out={out}: expected a new folder, got one with {names[:5]}; choose another out=")
+    shutil.rmtree(out / PARTS, ignore_errors=True)
