@@ -8,11 +8,9 @@ environments nor policies.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -28,25 +26,23 @@ from vla_runtime.compose import (
 )
 from vla_runtime.control.recorder import Recording
 from vla_runtime.control.settings import read_groups
-from vla_runtime.disk import locked, write_text
-from vla_runtime.evaluation.episodes import EpisodeRunner, failure_row
+from vla_runtime.disk import locked
+from vla_runtime.evaluation.episodes import EpisodeRunner
 from vla_runtime.evaluation.folder import (
     Job,
     Row,
     RowFile,
+    check_same_policy,
     check_same_run,
     claim,
-    config_differences,
-    identity,
-    in_order,
     job_of,
-    read_config,
     read_rows,
     sort_rows,
-    summarise,
 )
+from vla_runtime.evaluation.merging import merge
 from vla_runtime.evaluation.replaying import Replay, explain
-from vla_runtime.evaluation.report import write_report
+from vla_runtime.evaluation.row import failure_row
+from vla_runtime.evaluation.summary import finish
 from vla_runtime.evaluation.video import has_video
 from vla_runtime.evaluation.workers import run_jobs
 from vla_runtime.machine import set_single_threaded_blas
@@ -68,7 +64,7 @@ def rollout(config: Config) -> Result:
     folder = Path(config["out"] or _new_folder(config))
     with locked(folder):
         if config["merge"] is not None:
-            summary = _merge(config, [Path(part) for part in config["merge"]], folder)
+            summary = merge(config, [Path(part) for part in config["merge"]], folder)
         else:
             check_same_run(folder, config)
             summary = _run(config, folder)
@@ -138,7 +134,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     def plan(found: dict[str, Any]) -> list[Job]:
         nonlocal file
         facts.update(found)
-        _check_policy(folder, rows, found["common"], config["policy"].get("address"))
+        check_same_policy(folder, rows, found["common"], config["policy"].get("address"))
         requested.extend(_jobs(config, found))
         claim(folder, config)
         file = RowFile(folder, rows)
@@ -167,83 +163,8 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
         # Also when interrupted: what is there can be read, and says that it is not complete.
         if file is not None:
             file.close()
-            summary = _finish(config, sort_rows(folder), requested, folder)
+            summary = finish(config, sort_rows(folder), requested, folder)
     return summary
-
-
-def _check_policy(folder: Path, rows: list[Row], common: Mapping[str, Any], address: str | None) -> None:
-    """ValueError where rows were made by a policy that has other weights now, or decodes otherwise, under one name.
-
-    address: of a server. One that does not say what weights it serves is known by it alone.
-    """
-    for row in rows:
-        if address is not None and common["weights"] is None and row["timing"].get("address", address) != address:
-            raise ValueError(
-                f"out={folder}: expected to go on with the server at {row['timing'].get('address')}, which does not "
-                f"say what weights it serves, got {address}; start over in another out="
-            )
-        for what in ("weights", "decode"):
-            if row[what] != common[what]:
-                raise ValueError(
-                    f"out={folder}: expected to go on with the {what} of its rows, {row[what]}, got {common[what]}; "
-                    "the policy was trained or calibrated again, so start over in another out="
-                )
-
-
-def _finish(config: Config, rows: list[Row], requested: Sequence[Job], folder: Path) -> dict[str, Any]:
-    summary = summarise(config, rows, requested, folder)
-    if config["loop"].get("clock") == "system":
-        # A profile for loop.latency: what it costs can be told in simulation.
-        delays = [round(delay / 1e3, 6) for row in rows for delay in row["timing"].get("delays_ms", ())]
-        write_text(folder / "latencies.json", json.dumps(delays) + "\n")
-    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
-    write_report(folder)
-    return summary
-
-
-def _merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
-    """Join finished shards of one run into `folder`."""
-    configs = [read_config(part) for part in parts]
-    whole = {**configs[0], "shard": None}
-    for part, other in zip(parts[1:], configs[1:], strict=True):
-        found = config_differences(identity(whole), identity({**other, "shard": None}))
-        if found:
-            raise ValueError(f"merge: {part} is another run than {parts[0]}:\n  " + "\n  ".join(found))
-    rows: dict[Job, Row] = {}
-    for part in parts:
-        summary = part / "summary.json"
-        if not summary.exists() or not json.loads(summary.read_text())["complete"]:
-            raise ValueError(f"merge: expected finished shards, {part} is not; run its command again with out={part}")
-        for row in read_rows(part):
-            key = job_of(row)
-            if key in rows:
-                raise ValueError(f"merge: {key} is in more than one of {[str(p) for p in parts]}")
-            rows[key] = row
-    first = next(iter(rows.values()), None)
-    for row in rows.values():
-        _check_policy(folder, [row], first or row, (first or row)["timing"].get("address"))
-    shards = sorted(str(other["shard"]) for other in configs)
-    count = int(shards[0].partition("/")[2] or 1)
-    if shards != sorted(f"{i}/{count}" for i in range(count)):
-        raise ValueError(f"merge: expected all shards of one run, got {shards}")
-    for part in parts:
-        for row in read_rows(part):
-            kept = [row[name] for name in ("video", "recording") if row.get(name)]
-            missing = [name for name in kept if not (part / name).is_file()]
-            if missing:
-                raise ValueError(f"merge: expected {part} to hold what its rows name, got no {missing}")
-    claim(folder, {**whole, "out": config["out"], "merge": None})
-    for part in parts:
-        for row in read_rows(part):
-            if row["video"]:
-                (folder / "videos").mkdir(exist_ok=True)
-                for source in (part / row["video"], (part / row["video"]).with_suffix(".jpg")):
-                    shutil.copyfile(source, folder / "videos" / source.name)
-            if row.get("recording"):
-                (folder / "recordings").mkdir(exist_ok=True)
-                shutil.copyfile(part / row["recording"], folder / row["recording"])
-    RowFile(folder, in_order(rows.values())).close()
-    return _finish(whole, sort_rows(folder), list(rows), folder)
 
 
 def _build(config: Config, folder: str) -> tuple[dict[str, Any], EpisodeRunner]:

@@ -7,7 +7,6 @@ import pytest
 from vla_runtime.evaluation.folder import (
     Job,
     RowFile,
-    by_latency,
     check_same_run,
     claim,
     in_order,
@@ -60,8 +59,8 @@ def test_another_config_is_refused_with_a_diff(tmp_path):
         check_same_run(tmp_path, {**CONFIG, "env": {"control": "absolute"}})
 
 
-def late(latency, success=True, steps=60, delay=0.1):
-    return {**row(0), "success": success, "steps": steps, "delay": delay, "loop": {"latency": latency, "rate_hz": 20.0}}
+def late(latency):
+    return {**row(0), "loop": {"latency": latency}}
 
 
 def test_an_episode_is_played_once_with_each_latency(tmp_path):
@@ -73,18 +72,3 @@ def test_an_episode_is_played_once_with_each_latency(tmp_path):
     RowFile(tmp_path, [late(0), late(0.0)]).close()
     with pytest.raises(ValueError, match="line 2 repeats"):
         read_rows(tmp_path)
-
-
-def test_success_and_throughput_against_latency():
-    rows = [late(0.2, False, 120), late(0.2, True, 60), late(0.0, True, 40, 0.0), late(0.0, True, 20, 0.0)]
-    jobs = [Job(0, episode, latency) for latency in (0.0, 0.2) for episode in range(2)]
-    still, slow = by_latency(rows, jobs)
-    assert (still["latency"], still["successes"], still["success_rate"], still["delay"]) == (0.0, 2, 1.0, 0.0)
-    assert still["per_minute"] == pytest.approx(2 / (60 / 20 / 60))
-    assert (slow["successes"], slow["per_minute"]) == (1, pytest.approx(1 / (180 / 20 / 60), rel=1e-5))
-    assert slow["ci95"] == pytest.approx([0.094531, 0.905469])
-    # Episodes that are missing count, as everywhere.
-    assert by_latency(rows, 2 * jobs)[1]["success_rate"] == 0.25
-    assert by_latency(rows[:2], jobs[2:]) == []
-    # Also where none of a latency has been played yet.
-    assert [one["successes"] for one in by_latency(rows[:2], jobs)] == [0, 1]

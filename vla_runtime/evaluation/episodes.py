@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import vla_runtime
-from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy, control_for
+from vla_runtime.compose import BadArguments, Config, control_for
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import SystemClock
-from vla_runtime.control.isolated import Isolated
-from vla_runtime.control.planner import MEASURED, latencies, warm_up
+from vla_runtime.control.planner import warm_up
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Run, Tick, Trace, percentiles
+from vla_runtime.evaluation.building import build_environment, built_policy, decoding_for, latency_points
 from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secrets
+from vla_runtime.evaluation.row import make_row
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.messages import env_document, policy_document
@@ -69,7 +70,7 @@ class EpisodeRunner:
     """
 
     def __init__(self, config: Config, video: str, out: Path):
-        config = _decoding_for(config)
+        config = decoding_for(config)
         self._env: Env = build_environment(config)
         self._policy: Policy = built_policy(config, self._env)
         control = control_for(config["env"], self._env, self._policy.spec.action)
@@ -230,116 +231,6 @@ class EpisodeRunner:
         write_video(path, frames, 1 / spec.period / _VIDEO_STRIDE)
         write_strip(path.with_suffix(".jpg"), frames)
         return name
-
-
-def make_row(
-    facts: dict[str, Any],
-    job: Job,
-    result: Run,
-    initial: dict[str, Any],
-    error: str | None,
-    seen: frozenset[str] = frozenset(),
-) -> Row:
-    """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told."""
-    task, episode, latency = job
-    state = initial.get("initial_state")
-    outcome = result.outcome
-    return {
-        **facts["common"],
-        "loop": {**facts["common"]["loop"], "latency": latency},
-        "task": task,
-        "task_name": facts["tasks"][task],
-        "episode": episode,
-        "initial_state": state,
-        "init_seen": state in seen if seen else None,
-        "success": outcome.success and error is None,
-        "reason": "error" if error else outcome.reason,
-        "progress": outcome.progress,
-        "steps": result.steps,
-        "plans": result.plans,
-        "clamped": result.clamped,
-        "limits": dict(sorted(result.broken.items())),
-        "safety": [[round(event.time, 6), event.what, event.reason] for event in result.events],
-        "held": result.trace.held,
-        "late": result.trace.late,
-        "refused": result.trace.refused,
-        "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
-        "plan_age": percentiles(result.trace.ages),
-        "error": error,
-        "facts": {key: value for key, value in initial.items() if key != "initial_state"},
-        "smoothness": None,
-        "timeline": None,
-        "recording": None,
-        "video": None,
-    }
-
-
-def _decoding_for(config: Config) -> Config:
-    """A config whose policy decodes as its loop needs it."""
-    if config["loop"].get("join") == "guide" and "decode" in config["policy"]:
-        decode = {**config["policy"]["decode"], "guide": True}
-        return {**config, "policy": {**config["policy"], "decode": decode}}
-    return config
-
-
-def built_policy(config: Config, env: Env) -> Policy:
-    """The policy of a config, in a process of its own where `loop.planner` says so."""
-    if config["loop"].get("clock") == "system" and config["policy"]["_target_"] == "expert":
-        raise BadArguments(
-            "policy=expert: expected loop.clock=virtual: an expert reads the world while it must stand still"
-        )
-    if config["loop"].get("planner") == "process":
-        return Isolated(build_policy, (config, env.spec))
-    return build_policy(config, env)
-
-
-def latency_points(loop: Config) -> list[float | str]:
-    """The latencies every episode is played with; `loop.latency` is one or a list. BadArguments for a wrong one."""
-    wanted = loop["latency"]
-    if loop.get("clock") == "system":
-        if wanted not in (0, MEASURED):
-            raise BadArguments(
-                f"loop.latency: expected none with loop.clock=system, where it is measured, got {wanted!r}"
-            )
-        return [MEASURED]
-    points = wanted if isinstance(wanted, list) else [wanted]
-    found: list[float | str] = []
-    for point in points:
-        try:
-            latencies(point, 0)
-        except ValueError as error:
-            raise BadArguments(str(error)) from error
-        found.append(point if isinstance(point, str) else float(point))
-    labels = [latency_label(point) for point in found]
-    if not found or len(set(labels)) < len(labels):
-        raise BadArguments(f"loop.latency: expected at least one, all with different names, got {wanted!r}")
-    return found
-
-
-def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
-    """The row of an episode whose process crashed or hung."""
-    row = make_row(facts, job, Run(), {}, error)
-    return {
-        **row,
-        "timing": {"wall_s": None, "reset_s": None, "latencies_ms": [], "tick_us": percentiles([]), "overruns": 0},
-    }
-
-
-def build_environment(config: Config) -> Env:
-    """The environment of a config, inside the wrapper that disturbs it when `recover=true`, behind its bad line."""
-    rate, values = config.get("loop", {}).get("rate"), dict(config["env"])
-    if rate is not None:
-        module, _, name = str(values["_target_"]).rpartition(".")
-        if not getattr(getattr(importlib.import_module(module), name), "takes_rate", False):
-            raise BadArguments(
-                f"loop.rate: expected null, got {rate}; env={config['choices']['env']} has a control rate of its own"
-            )
-        values["rate_hz"] = rate
-    env = build_env(values)
-    if config["recover"]:
-        env = build(config["perturbation"], env)
-    behind: Env = build(config["faults"], env)
-    return behind
 
 
 def _side_by_side(images: list[Image]) -> Image:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from vla_runtime.control.trace import percentiles
 from vla_runtime.disk import write_text
-from vla_runtime.evaluation.statistics import wilson_interval
 
 Row = dict[str, Any]
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
@@ -104,6 +101,25 @@ def check_same_run(folder: Path, config: dict[str, Any]) -> None:
         raise ValueError(f"out={folder}: expected config.yaml beside episodes.jsonl, got none; choose another out=")
 
 
+def check_same_policy(folder: Path, rows: list[Row], common: Mapping[str, Any], address: str | None) -> None:
+    """ValueError where rows were made by a policy that has other weights now, or decodes otherwise, under one name.
+
+    address: of a server. One that does not say what weights it serves is known by it alone.
+    """
+    for row in rows:
+        if address is not None and common["weights"] is None and row["timing"].get("address", address) != address:
+            raise ValueError(
+                f"out={folder}: expected to go on with the server at {row['timing'].get('address')}, which does not "
+                f"say what weights it serves, got {address}; start over in another out="
+            )
+        for what in ("weights", "decode"):
+            if row[what] != common[what]:
+                raise ValueError(
+                    f"out={folder}: expected to go on with the {what} of its rows, {row[what]}, got {common[what]}; "
+                    "the policy was trained or calibrated again, so start over in another out="
+                )
+
+
 def claim(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml into a new folder; ValueError in one that holds another run."""
     check_same_run(folder, config)
@@ -179,64 +195,6 @@ def sort_rows(folder: Path) -> list[Row]:
     rows = in_order(read_rows(folder))
     write_text(folder / "episodes.jsonl", _lines(rows))
     return rows
-
-
-def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
-    """The last line of a rollout. Errors and missing episodes count as not successful.
-
-    With several latencies the same episodes count several times: an interval is then told for each alone.
-    """
-    requested, points = len(jobs), by_latency(rows, jobs)
-    successes = sum(row["success"] for row in rows)
-    latencies = [latency for row in rows for latency in row["timing"]["latencies_ms"]]
-    interval = wilson_interval(successes, requested)
-    return {
-        "env": config["choices"]["env"],
-        "policy": config["choices"]["policy"],
-        "episodes": requested,
-        "successes": successes,
-        "errors": sum(row["error"] is not None for row in rows),
-        "success_rate": round(successes / requested, 6),
-        "ci95": None if points else [round(limit, 6) for limit in interval],
-        "latency_ms": percentiles(latencies),
-        "control": {
-            "rate_hz": rows[0]["loop"]["rate_hz"] if rows else None,
-            "overruns": sum(row["timing"]["overruns"] for row in rows),
-        },
-        "by_latency": points,
-        "premises_broken": sum(row["facts"].get("premise") is False for row in rows),
-        "complete": len(rows) == requested,
-        "out": str(folder),
-    }
-
-
-def by_latency(rows: Sequence[Row], jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Success and throughput of each latency of a run that has several, in order; none of a run that has one.
-
-    jobs: what was asked for; missing episodes count as not successful. per_minute: successes per
-    minute of the episodes' own time; delay: mean seconds from an observation to the tick that had its chunk.
-    """
-    asked = Counter(job.latency for job in jobs)
-    if len(asked) < 2:
-        return []
-    points = []
-    for latency in sorted(asked, key=lambda one: (isinstance(one, str), one)):
-        members, episodes = [row for row in rows if job_of(row).latency == latency], asked[latency]
-        successes = sum(row["success"] for row in members)
-        minutes = sum(row["steps"] / row["loop"]["rate_hz"] for row in members) / 60
-        delays = [row["delay"] for row in members if row["delay"] is not None]
-        points.append(
-            {
-                "latency": latency,
-                "delay": round(sum(delays) / len(delays), 6) if delays else None,
-                "episodes": episodes,
-                "successes": successes,
-                "success_rate": round(successes / episodes, 6),
-                "ci95": [round(limit, 6) for limit in wilson_interval(successes, episodes)],
-                "per_minute": round(successes / minutes, 6) if minutes else None,
-            }
-        )
-    return points
 
 
 def _lines(rows: Iterable[Row]) -> str:

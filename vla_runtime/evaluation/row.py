@@ -1,0 +1,61 @@
+"""What is written of an episode, whether it was played or its process died."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vla_runtime.control.trace import Run, percentiles
+from vla_runtime.evaluation.folder import Job, Row
+
+
+def make_row(
+    facts: dict[str, Any],
+    job: Job,
+    result: Run,
+    initial: dict[str, Any],
+    error: str | None,
+    seen: frozenset[str] = frozenset(),
+) -> Row:
+    """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told."""
+    task, episode, latency = job
+    state = initial.get("initial_state")
+    outcome = result.outcome
+    return {
+        **facts["common"],
+        "loop": {**facts["common"]["loop"], "latency": latency},
+        "task": task,
+        "task_name": facts["tasks"][task],
+        "episode": episode,
+        "initial_state": state,
+        "init_seen": state in seen if seen else None,
+        "success": outcome.success and error is None,
+        "reason": "error" if error else outcome.reason,
+        "progress": outcome.progress,
+        "steps": result.steps,
+        "plans": result.plans,
+        "clamped": result.clamped,
+        "limits": dict(sorted(result.broken.items())),
+        "safety": [[round(event.time, 6), event.what, event.reason] for event in result.events],
+        "held": result.trace.held,
+        "late": result.trace.late,
+        "refused": result.trace.refused,
+        "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
+        "plan_age": percentiles(result.trace.ages),
+        "error": error,
+        "facts": {key: value for key, value in initial.items() if key != "initial_state"},
+        "smoothness": None,
+        "timeline": None,
+        "recording": None,
+        "video": None,
+    }
+
+
+def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
+    """The row of an episode whose process crashed or hung."""
+    row = make_row(facts, job, Run(), {}, error)
+    return {
+        **row,
+        "timing": {"wall_s": None, "reset_s": None, "latencies_ms": [], "tick_us": percentiles([]), "overruns": 0},
+    }
