@@ -13,7 +13,7 @@ from envs.osc_arm import ABSOLUTE
 from vla_runtime import collect
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.limits import motion
-from vla_runtime.control.measured_limits import false_alarms, measure_limits
+from vla_runtime.control.measured_limits import Stretch, false_alarms, measure_limits
 from vla_runtime.data.reader import Dataset
 from vla_runtime.evaluation.folder import Job
 from vla_runtime.limits import limits
@@ -48,13 +48,14 @@ def test_limits_are_taken_judged_and_used(recorded, tmp_path):
     )
     assert row["success"]
     assert row["loop"]["limits"]["groups"] == found["groups"]
+    assert row["limits"] == {}
 
 
 def test_too_narrow_a_margin_is_told_by_its_false_alarms(recorded, tmp_path):
     dataset = Dataset(recorded, 1)
     whole = (dataset.episode(index)[dataset.feature] for index in range(len(dataset.episodes)))
-    episodes = [rows for rows in whole if len(rows) > 5]
-    slow = min(episodes, key=lambda rows: motion(dataset.action, "joints", rows, dataset.period)[0].max())
+    episodes = [Stretch(rows) for rows in whole if len(rows) > 5]
+    slow = min(episodes, key=lambda one: motion(dataset.action, "joints", one.rows, dataset.period)[0].max())
     groups = measure_limits(dataset.action, [slow], dataset.period, 1.0)
     assert false_alarms(dataset.action, [slow], dataset.period, groups)["alarms"] == 0
     told = false_alarms(dataset.action, episodes, dataset.period, groups)
@@ -63,10 +64,24 @@ def test_too_narrow_a_margin_is_told_by_its_false_alarms(recorded, tmp_path):
     assert set(told["limits"]) <= {"joints speed", "joints acceleration", "joints workspace"}
 
 
+def test_the_first_step_from_rest_counts():
+    """As in a run, whose robot stands where it was seen: a goal ahead of it is a jump."""
+    rows = np.tile(ABSOLUTE.example(), (6, 1))
+    rows[:, 3:9] = [1, 0, 0, 0, 1, 0]
+    still = rows[0].copy()
+    still[0] -= 0.02
+    groups = measure_limits(ABSOLUTE, [Stretch(rows, still)], 0.1, 1.0)
+    assert groups["position"]["speed"] == pytest.approx(0.2, rel=1e-4)
+    assert groups["position"]["acceleration"] == pytest.approx(2.0, rel=1e-4)
+    blind = measure_limits(ABSOLUTE, [Stretch(rows)], 0.1, 1.0)
+    assert false_alarms(ABSOLUTE, [Stretch(rows, still)], 0.1, groups)["alarms"] == 0
+    assert false_alarms(ABSOLUTE, [Stretch(rows, still)], 0.1, blind)["alarms"] > 0
+
+
 def test_rotations_have_speeds_but_no_workspace():
     rows = np.tile(ABSOLUTE.example(), (6, 1))
     rows[:, 0], rows[:, 3:9] = np.linspace(0, 0.1, 6), [1, 0, 0, 0, 1, 0]
-    groups = measure_limits(ABSOLUTE, [rows], 0.1, 1.0)
+    groups = measure_limits(ABSOLUTE, [Stretch(rows)], 0.1, 1.0)
     assert set(groups) == {"position", "rotation"}
     assert groups["position"]["speed"] == pytest.approx(0.2, rel=1e-5)
     assert groups["position"]["high"][0] == pytest.approx(0.1, abs=2e-6)
@@ -86,7 +101,7 @@ def test_what_cannot_be_measured_is_refused(recorded, tmp_path, options, kind, m
     with pytest.raises(kind, match=message):
         measured(recorded, tmp_path / "limits.yaml", *options)
     with pytest.raises(ValueError, match="expected episodes of more than 2 rows"):
-        measure_limits(ABSOLUTE, [ABSOLUTE.example()[None]], 0.1, 1.0)
+        measure_limits(ABSOLUTE, [Stretch(ABSOLUTE.example()[None])], 0.1, 1.0)
 
 
 def test_a_file_that_holds_no_limits_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""What the README shows runs, and what it names exists."""
+"""What the README shows runs, and what it and the other pages name exists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from vla_runtime.compose import load, options
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "policies").rglob("README.md")])
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 LINES = re.findall(r"^    python -m vla_runtime\.(rollout|collect|calibrate)((?: .*)?)$", README, re.M)
 
@@ -20,10 +22,25 @@ def test_its_python_runs(code, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_its_policies_are_in_the_box():
-    named = set(re.findall(r"\bnano_[a-z_]+\b", README))
-    assert named
-    assert named <= set(options("policy"))
+def heading(text):
+    """As GitHub names a heading in a link."""
+    return re.sub(r"[^a-z0-9 -]", "", text.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_policies_and_links_of_a_page_exist(page):
+    text = page.read_text()
+    assert set(re.findall(r"\bnano_[a-z_]+[a-z]\b", text)) <= set(options("policy"))
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, part = link.partition("#")
+        file = page if not path else page.parent / path
+        assert file.exists(), link
+        if part:
+            assert part in map(heading, re.findall(r"^#+ (.*)$", file.read_text(), re.M)), link
+
+
+def test_the_readme_names_policies():
+    assert len(set(re.findall(r"\bnano_[a-z_]+\b", README))) > 4
 
 
 @pytest.mark.parametrize(("command", "rest"), LINES)

@@ -30,7 +30,7 @@ from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.safety import Safety, Timeouts
-from vla_runtime.control.settings import Settings
+from vla_runtime.control.settings import Settings, read_groups
 from vla_runtime.control.trace import Run, Tick
 from vla_runtime.disk import write_json
 from vla_runtime.evaluation.folder import without_secrets
@@ -119,6 +119,8 @@ def bridge(config: Config) -> Result:
 
 def _policy(config: Config, contract: Contract, transport: Transport, clock: Clock, stop: threading.Event) -> Result:
     _check_policy_side(config, contract)
+    # A recording is decided again with these, wherever the file is then.
+    config = {**config, "limits": {**config["limits"], "groups": read_groups(config["limits"]["groups"])}}
     values = {**config["policy"], "env": None}
     seed = values.pop("seed", None)
     # What thinks here leaves a core to the loop.

@@ -15,12 +15,13 @@ import numpy as np
 import yaml
 
 from vla_runtime.compose import BadArguments, Config, Result, main
-from vla_runtime.control.measured_limits import false_alarms, measure_limits
+from vla_runtime.control.measured_limits import Stretch, false_alarms, measure_limits
+from vla_runtime.control.standing import standing
 from vla_runtime.data import schema
 from vla_runtime.data.reader import Dataset
 from vla_runtime.disk import write_text
 from vla_runtime.evaluation.statistics import wilson_interval
-from vla_runtime.types import Float
+from vla_runtime.types import EnvSpec, Observation
 
 
 def limits(config: Config) -> Result:
@@ -63,12 +64,17 @@ def limits(config: Config) -> Result:
     return found, 0
 
 
-def _undisturbed(dataset: Dataset, index: int) -> list[Float]:
-    """Stretches of an episode's commands [T, A] in which nothing pushed."""
+def _undisturbed(dataset: Dataset, index: int) -> list[Stretch]:
+    """Stretches of an episode in which nothing pushed; its beginning is from rest, as a run's is."""
     columns = dataset.episode(index)
     rows, disturbed = columns[dataset.feature], columns[schema.DISTURBED].astype(bool)
     stretches = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(disturbed.astype(int))) + 1)
-    return [rows[part] for part in stretches if len(part) and not disturbed[part[0]]]
+    known = dataset.contract
+    spec = EnvSpec(dataset.name, known.cameras, known.state, dataset.action, dataset.period, ("",), len(rows))
+    still = standing(spec, Observation(columns[schema.STATE][0], {}, "", 0.0))
+    return [
+        Stretch(rows[part], None if part[0] else still) for part in stretches if len(part) and not disturbed[part[0]]
+    ]
 
 
 if __name__ == "__main__":

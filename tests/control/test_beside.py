@@ -10,7 +10,8 @@ from numbered import PERIOD, Numbered, Recording
 
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.loop import run
-from vla_runtime.control.planner import Beside
+from vla_runtime.control.planner import Beside, InStep
+from vla_runtime.types import SpecMismatch
 
 
 class Slow(Numbered):
@@ -85,6 +86,19 @@ def test_what_the_policy_raises_ends_the_run(problem):
 
     with pytest.raises(type(problem)):
         beside(Raising(Recording()))
+
+
+@pytest.mark.parametrize("planner", [Beside, InStep])
+def test_a_policy_that_answers_nothing_is_told_so(planner):
+    class Silent(Numbered):
+        def predict(self, observations, committed=None, deadline=None):
+            return None
+
+    env = Recording()
+    policy = Silent(env)
+    env.reset(0, 0, 0)
+    with pytest.raises(SpecMismatch, match="predict: expected an ActionChunk, got NoneType"):
+        run(env, policy, policy.spec, SystemClock(), replan=4, max_steps=25, planner=planner)
 
 
 def test_a_policy_that_hangs_for_ever_does_not_keep_the_loop(caplog):

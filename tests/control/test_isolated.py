@@ -65,7 +65,8 @@ def test_it_leaves_a_core_to_the_loop(isolated):
     ("behaviour", "kind", "message"),
     [
         ("raise", LookupError, "no idea"), ("exit", SystemExit, "3"), ("odd", RuntimeError, "cannot be pickled"),
-        ("die", RuntimeError, r"died \(exit code 7\)"),
+        ("die", RuntimeError, r"died \(exit code 7\)"), ("lost", ConnectionResetError, "no route"),
+        ("picky", RuntimeError, "Picky: cannot be read again"),
     ],
 )  # fmt: skip
 def test_what_goes_wrong_in_it_is_raised_here(isolated, behaviour, kind, message):

@@ -268,6 +268,54 @@ def test_a_chunk_is_executed_faster_as_far_as_limits_allow():
     np.testing.assert_allclose(late.curve.at(0.0), new.curve.at(0.4), atol=1e-9)
 
 
+@pytest.mark.parametrize(("pace", "share"), [(1.0, 0.4), (2.0, 0.4), (2.0, 1.3)])
+def test_how_far_the_motion_has_come_counts_and_not_how_long_it_took(pace, share):
+    """The chunk before was slowed by its limits, or not made as fast as it might have been."""
+    way = np.linspace(0, 1, 8)[:, None] * np.array([0.3, 0, 0])
+    fastest = np.linalg.norm(curved(way).curve.derivative().points, axis=1).max()
+    join = Spline(ARM, 1, {"position": share * fastest}, pace=pace)
+    before = join.accept(curved(way), None, 0.0)
+    slower = before.facts["retimed"]
+    assert slower > 1 / pace + 0.1
+    # What the policy says 0.2 s later: the same way, from where the hand is then on.
+    seen = 0.2 / slower
+    rest = curved(way).curve
+    rest = rest.continued(seen, rest.at(seen))
+    rows = np.arange(int(rest.duration / 0.05) + 1) * 0.05
+    actions = np.column_stack([rest.at(rows), np.where(seen + rows < 8 * 0.05, -1, 1)]).astype(np.float32)
+    new = ActionChunk(actions, 0.2, 0.05, 0.2, rest, (0, 1, 2))
+    joined = join.accept(new, before, 0.4)
+    left = rest.duration - 0.2 / slower
+    assert joined.curve.duration == pytest.approx(left * joined.facts["retimed"])
+    # The gripper shuts where it would have.
+    shut = [chunk.at(chunk.start + 0.05 * int(np.argmax(chunk.actions[:, 3] > 0)))[0] for chunk in (before, joined)]
+    assert shut[0] == pytest.approx(shut[1], abs=0.3 * 0.05 / 0.75 * 1.5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.5, 2.8), st.integers(0, 2**31))
+def test_a_rotation_turns_no_faster_than_its_curve_was_accepted_for(angle, seed):
+    """Columns between two rotations are shorter than 1: as far as they go, the rotation goes further."""
+    turning = ActionSpec((group("rotation", "absolute", 6, rotation="rot6d"),))
+    axis = np.random.default_rng(seed).normal(size=3)
+    turns = np.linspace(0, angle, 8)[:, None] * axis / np.linalg.norm(axis)
+    poses = Rotation.from_rotvec(turns[[0, 0, 0, 0, 7, 7, 7, 7]]).as_matrix()
+    rows = np.stack([rot6d_from_matrix(one) for one in poses])
+    curve = SplineCurve(rows, 4, 0.75)
+    chunk = ActionChunk(curve.at(np.arange(16) * 0.05).astype(np.float32), 0.0, 0.05, 0.0, curve, tuple(range(6)))
+    joined = Spline(turning, 1, {"rotation": 2.0}).accept(chunk, None, 0.0)
+    if joined is None:
+        return
+    times = np.linspace(0, joined.curve.duration, 2000)
+    columns = joined.curve.at(times).reshape(-1, 2, 3)
+    first = columns[:, 0] / np.linalg.norm(columns[:, 0], axis=1, keepdims=True)
+    second = columns[:, 1] - (first * columns[:, 1]).sum(1, keepdims=True) * first
+    second /= np.linalg.norm(second, axis=1, keepdims=True)
+    poses = Rotation.from_matrix(np.stack([first, second, np.cross(first, second)], axis=2))
+    speeds = (poses[1:] * poses[:-1].inv()).magnitude() / (times[1] - times[0])
+    assert speeds.max() <= 2.0 * (1 + 1e-3)
+
+
 def test_a_chunk_that_begins_too_fast_is_refused_and_the_plan_goes_on(caplog):
     way = np.linspace(0, 1, 8)[:, None] * np.array([0.3, 0, 0])
     old, new = curved(way), curved(-way, 0.2)
@@ -294,5 +342,6 @@ def test_what_a_spline_cannot_join_is_refused():
     with pytest.raises(ValueError, match=r"loop\.pace=2: expected a largest speed"):
         Spline(ARM, pace=2.0)
     few = curved(np.zeros((6, 3)))
-    with pytest.raises(ValueError, match="at least 4 free control points, got 6 less the 3"):
-        Spline(ARM, 2).accept(few, few, 0.3)
+    for before in (few, None):  # with the first chunk already, when nothing moves yet
+        with pytest.raises(ValueError, match=r"loop\.continuity=2: expected at least 4 control points that .* 3 of 6"):
+            Spline(ARM, 2).accept(few, before, 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -193,3 +194,20 @@ def test_at_level_warn_nothing_is_behind():
     for _ in range(20):
         limits.clamp(command((0.6, 0, 0)))
     assert limits.events == {"position workspace": 20}
+
+
+@pytest.mark.parametrize("level", ["warn", "clamp", "stop"])
+def test_whoever_is_held_outside_a_workspace_stays_there(level):
+    """A hand may have led it there; it is not to come back by itself, however slowly."""
+    limits = Limits(ARM, PERIOD, {"position": {"low": (-0.5,) * 3, "high": (0.5,) * 3}}, level)
+    limits.begin(ENV, Observation(np.array([0.8, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    stays = replace(command((0.8, 0, 0)), held=True)
+    for _ in range(3):
+        assert limits.clamp(stays) is stays
+    assert not limits.events
+    # But what a plan wanted beyond the wall is not gone to when it has run out.
+    limits = Limits(ARM, PERIOD, {"position": {"low": (-0.5,) * 3, "high": (0.5,) * 3}})
+    limits.begin(ENV, Observation(np.array([0.4, 0, 0, 1, 0, 0, 0, 1, 0], np.float32), {}, "", 0.0))
+    wanted = command((0.9, 0, 0))
+    for one in (wanted, replace(wanted, held=True)):
+        assert limits.clamp(one).values[0] == pytest.approx(0.5)

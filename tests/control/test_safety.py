@@ -80,18 +80,42 @@ def test_takeover_and_return():
     assert all((applied[index].values == 0).all() for index in held(applied))
 
 
+class Led(Recording):
+    """A human moves the joints in some ticks."""
+
+    led = range(0)
+
+    def apply(self, command):
+        before = self._joints.copy()
+        super().apply(command)
+        if len(self.applied) - 1 in self.led:
+            self._joints = before + 0.05
+
+
+@pytest.mark.parametrize("waits_for", ["reset", "heartbeat"])
+def test_what_was_moved_unseen_while_it_might_not_move_stays_there(waits_for):
+    """Nobody said that a hand took over: where the robot stood before is a place to go to now."""
+    env = Led(control="absolute")
+    env.led = range(4, 12)
+    seen = []
+
+    def free(safety, now):
+        seen.append(env.observe().state[:2].copy())
+        safety.reset(now) if waits_for == "reset" else safety.beat(now)
+
+    told = {12: free}
+    if waits_for == "reset":
+        told[2] = lambda safety, now: safety.stop(now, "red button")
+    timeouts = None if waits_for == "reset" else Timeouts(heartbeat=10.0)
+    applied, *_ = driven(told, steps=20, timeouts=timeouts, delay=2 * PERIOD, env=env)
+    assert not np.allclose(applied[11].values, seen[0], atol=0.1)
+    for tick in (12, 13):
+        assert applied[tick].held
+        np.testing.assert_allclose(applied[tick].values, seen[0], atol=1e-6)
+    assert not applied[14].held
+
+
 def test_a_human_moves_a_robot_that_takes_poses_and_it_stays_where_it_is_left():
-    class Led(Recording):
-        """A human moves the joints in some ticks."""
-
-        led = range(0)
-
-        def apply(self, command):
-            before = self._joints.copy()
-            super().apply(command)
-            if len(self.applied) - 1 in self.led:
-                self._joints = before + 0.05
-
     env = Led(control="absolute")
     env.led = range(8, 13)
     seen = {}

@@ -46,6 +46,17 @@ def test_a_jump_at_a_seam_is_told_and_a_gripper_is_not():
     assert found["position"]["jerk"] > 10
 
 
+def test_a_bend_is_told_also_where_the_new_chunk_begins_at_the_old_ones_place():
+    """A curve that takes over the position alone: its first command is the last one's next."""
+    goals = line(80)
+    goals[41:, 0], goals[41:, 1] = goals[40, 0], 0.01 * np.arange(1, 40)
+    found = smoothness(GOALS, POSE, goals, np.zeros((80, 3)), [40], PERIOD)["position"]
+    assert found["seam_jump"] == pytest.approx(0.01)
+    assert found["seam_velocity_jump"] == pytest.approx(np.sqrt(2) * 0.01 / PERIOD)
+    # A seam in the last tick has no period after it.
+    assert smoothness(GOALS, POSE, line(80), np.zeros((80, 3)), [79], PERIOD)["position"]["seam_velocity_jump"] < 1e-9
+
+
 @pytest.mark.parametrize("lag", [1, 3, 8])
 def test_a_robot_that_follows_late_lags(lag):
     goals = line(120)

@@ -16,6 +16,7 @@ from vla_runtime.control.clock import VirtualClock
 from vla_runtime.control.loop import run
 from vla_runtime.control.recorder import Recorder, Recording
 from vla_runtime.control.trace import Run
+from vla_runtime.evaluation.exporting import export_mcap
 from vla_runtime.evaluation.replaying import Replay, _ended_by, explain
 from vla_runtime.messages import read_env
 from vla_runtime.types import SpecMismatch
@@ -102,6 +103,30 @@ def test_why_a_command_was_what_it_was(tmp_path):
     assert "the last tick: time" in why(29)
     with pytest.raises(ValueError, match=r"expected a time from 0.000 to 1.500 s, got 1.5"):
         why(30)
+
+
+def why(path, index):
+    recording = Recording(path)
+    ticks, env = Replay(recording).ticks, read_env(recording.header["env"])
+    return "\n".join(explain(ticks, index * PERIOD + 0.01, env, recording.end))
+
+
+def test_a_robot_that_pauses_stands_where_it_was_told_to_be(tmp_path):
+    path, *_ = recorded(tmp_path, (0.2,), mode="sync")
+    assert "where it was seen: no chunk has come yet" in why(path, 2)
+    # Four rows, then four periods of thinking.
+    assert "where it was told to be: the policy thinks about the next chunk" in why(path, 9)
+
+
+def test_a_stop_is_told_though_whoever_said_it_has_another_clock(tmp_path):
+    told = {
+        5: lambda safety, now: safety.stop(now, "the first"),
+        7: lambda safety, now: safety.reset(now),
+        14: lambda safety, now: safety.stop(now + 0.03, "the second"),
+    }
+    path, *_ = recorded(tmp_path, told=told)
+    assert "stopped: the first" in why(path, 5)
+    assert "since 0.700 s\nstopped: the second" in why(path, 14)
 
 
 @pytest.mark.parametrize("images", [False, True])
@@ -194,3 +219,5 @@ def test_the_tick_that_an_exception_ended_is_in_the_recording_too(tmp_path):
     said = "\n".join(_ended_by(last))
     assert "tick 8 at 0.400 s ended it\na chunk came in it: 16 rows, the first [nan, nan]" in said
     assert "sent instead, to stay where it was seen: [0, 0]" in said
+    # These are the ones that are looked at elsewhere, too.
+    assert export_mcap(found, tmp_path / "a.mcap") == 3 * 8 + 8 + 2

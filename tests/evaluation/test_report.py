@@ -131,6 +131,15 @@ def test_how_the_loop_went_is_told_and_drawn(tmp_path: Path) -> None:
     assert "limits, tick 9<" in page
 
 
+def test_each_latency_is_told_for_itself(tmp_path: Path) -> None:
+    rows = [row(0, 0, delay=0.1, loop={"latency": 0.0}), row(0, 1, delay=0.3, loop={"latency": 0.2})]
+    page = write_report(folder(tmp_path, rows)).read_text()
+    assert [page.count(f"Control, latency {one}s") for one in ("0", "0.2")] == [1, 1]
+    assert "100 ms" in page
+    assert "300 ms" in page
+    assert "200 ms" not in page
+
+
 def test_success_against_latency_is_drawn(tmp_path: Path) -> None:
     points = [
         {"latency": latency, "delay": delay, "episodes": 20, "successes": n, "success_rate": n / 20}

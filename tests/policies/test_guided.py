@@ -11,8 +11,10 @@ import torch
 from playing import runner
 
 from envs.reach import Reach
-from policies.checkpoint import save_policy
+from policies.checkpoint import load_policy, save_policy
 from policies.decoding import Decode
+from policies.samples import read_samples
+from policies.training import Recipe, train
 from vla_runtime.control.clock import VirtualClock
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Delayed
@@ -109,8 +111,39 @@ def test_only_bins_can_be_pinned(make_policy):
     assert not make_policy("flow").spec.pins
 
 
-def test_pinned_tokens_stay_what_they_are_while_it_decodes(make_policy, seen):
+RECIPE = Recipe(
+    steps=250, batch_size=8, learning_rate=3e-3, warmup=10, ema=0.9, validate_every=250, save_every=250,
+    max_committed=2, overfit=8,
+)  # fmt: skip
+
+
+@pytest.fixture
+def learned(make_policy, dataset, tmp_path):
+    """A policy of bins that knows eight samples by heart, and which."""
     policy = make_policy("discrete_diffusion", tokenizer={"name": "bins"})
+    samples = read_samples(dataset, 16, policy.state, policy.action)
+    train(policy, samples, RECIPE, tmp_path / "learned", {}, resume=False)
+    return load_policy(tmp_path / "learned"), RECIPE.chosen(samples)[0]
+
+
+def test_a_policy_that_has_learned_goes_on_from_what_is_pinned(learned, make_policy, dataset):
+    policy, indices = learned
+    untrained = make_policy("discrete_diffusion", tokenizer={"name": "bins"})
+
+    def apart(policy):
+        """How far the rows behind two that are pinned to what the data hold are from those that follow there."""
+        pairs = []
+        for seen, chunk in (dataset[index] for index in indices):
+            said = policy.begin(0).predict([seen], chunk.actions[:2]).actions
+            assert np.array_equal(said[:2], chunk.actions[:2])
+            pairs.append(np.abs(said[2:] - chunk.actions[2:]).mean())
+        return np.mean(pairs)
+
+    assert apart(policy) < 0.2 * apart(untrained)
+
+
+def test_pinned_tokens_stay_what_they_are_while_it_decodes(learned, seen):
+    policy, _ = learned
     rows = policy.begin(0).predict([seen]).actions[1:3]
     with torch.no_grad():
         context = policy.backbone.encode(policy.batch([[seen]]))

@@ -27,15 +27,20 @@ from vla_runtime.types import Command, SpecMismatch
 
 
 def test_episodes_over_a_transport_end_as_they_should(tmp_path):
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("joints: {speed: 50.0}\n")
     with Stage(tmp_path, episodes=2).playing() as stage:
-        line, code = stage.bridge("episodes=2")
+        line, code = stage.bridge("episodes=2", f"limits.groups={limits}")
     assert code == 0
     assert [one.success for one in stage.outcomes] == [True, True], stage.problem
     assert (line["episodes"], line["successes"], line["faults"]) == (2, 2, {})
     assert not stage.robot.refused
     assert {one.instruction for one in stage.policy.seen} == {"touch the disc"}
     # What was decided is what was sent, number by number.
-    recorded = [tick for path in sorted(stage.out.glob("recordings/*")) for tick in Recording(path).ticks]
+    recordings = [Recording(path) for path in sorted(stage.out.glob("recordings/*"))]
+    # The limits themselves: the file they came from may be another by the time this is decided again.
+    assert all(one.header["config"]["limits"]["groups"] == {"joints": {"speed": 50.0}} for one in recordings)
+    recorded = [tick for one in recordings for tick in one.ticks]
     numbers = [int(frame.partition(":")[2]) for _, _, frame in stage.commands()]
     assert numbers == list(range(len(recorded)))
     sent = np.array([[values["j1"], values["j2"]] for values, _, _ in stage.commands()])

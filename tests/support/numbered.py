@@ -77,6 +77,14 @@ def obedient(period=PERIOD):
     return Policy(Recording(period))
 
 
+class Picky(Exception):
+    """Is pickled without what it needs to be made again."""
+
+    def __init__(self, code, text):
+        super().__init__(text)
+        self.code = code
+
+
 def says_who(behaviour):
     """One that answers with its process, its seed and how often it was asked; or that fails as told."""
 
@@ -92,6 +100,10 @@ def says_who(behaviour):
                 raise LookupError("no idea")
             if behaviour == "exit":
                 sys.exit(3)
+            if behaviour == "lost":
+                raise ConnectionResetError("no route")
+            if behaviour == "picky":
+                raise Picky(3, "cannot be read again")
             if behaviour == "odd":
                 raise type("Local", (Exception,), {})("cannot be pickled")
             chunk = predict(observations, committed, deadline)

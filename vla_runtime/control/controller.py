@@ -74,6 +74,7 @@ class Controller:
         # The first is longer than all that follow, where a policy warms up: it counts until there is another.
         self._first_wait: float | None = None
         self._stand: Float | None = None
+        self._allowed = True
         self._moves_since = self._since = -math.inf
         self._ready: float | None = None
         self._began = self._outside = 0.0
@@ -206,8 +207,13 @@ class Controller:
         # A camera that stands still does not stop the clock of the joints.
         observed = min([observation.time, *observation.image_times.values()])
         allowed = self._safety.check(now, observed, covered)
+        anew = self._safety.since != self._since
+        if allowed and (anew or not self._allowed):
+            # Somebody may have moved it meanwhile: where it stood is a place to go to, not to stay at.
+            self._stand = None
+        self._allowed = allowed
         # Also where a stop came and went between two ticks.
-        if not allowed or self._safety.since != self._since:
+        if not allowed or anew:
             looked = set(self._policy_cameras) <= set(observation.images)
             # What was seen before belongs to another motion, which may have been a human's.
             self._history.clear()

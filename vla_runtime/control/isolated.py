@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pickle import PicklingError
 from typing import Any
 
 from vla_runtime.control.planner import forget
@@ -80,10 +80,12 @@ class Isolated:
         with self._lock:
             connection, process, self._asked = self._connection, self._process, True
             try:
-                connection.send((session, seed, anew, question))
+                try:
+                    connection.send((session, seed, anew, question))
+                except OSError as error:
+                    raise _dead(process) from error
+                # Outside: what the policy raises may be an OSError, too.
                 chunk: ActionChunk = self._receive(connection, process)
-            except (BrokenPipeError, OSError) as error:
-                raise _dead(process) from error
             finally:
                 if process is self._process:
                     self._asked = False
@@ -161,8 +163,9 @@ def _serve(connection: Connection, build: Callable[..., Policy], arguments: tupl
 
 
 def tell(connection: Connection, problem: BaseException) -> None:
-    """Send ("error", problem) to the other end; what cannot be pickled is told by its text."""
+    """Send ("error", problem) to the other end; what cannot be pickled, or read again, is told by its text."""
     try:
-        connection.send(("error", problem))
-    except (PicklingError, TypeError, AttributeError):
-        connection.send(("error", RuntimeError(f"{type(problem).__name__}: {problem}")))
+        pickle.loads(pickle.dumps(problem))
+    except Exception:
+        problem = RuntimeError(f"{type(problem).__name__}: {problem}")
+    connection.send(("error", problem))

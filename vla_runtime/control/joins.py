@@ -14,12 +14,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_runtime.spline import SplineCurve
+from vla_runtime.spline import MIN_FREE, SplineCurve
 from vla_runtime.transforms import ROTATIONS
 from vla_runtime.types import ActionChunk, ActionSpec, Float, SpecMismatch
 
 Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
+
+# Of a chunk's facts: how many times as slow as the policy said it is executed.
+_SLOWER = "retimed"
+# Places at which a curve is looked at.
+_LOOKS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,8 +178,16 @@ class Spline(Newest):
         """SpecMismatch for a chunk without a curve; ValueError where its curve has too few control points."""
         if chunk.curve is None:
             raise SpecMismatch("loop.join=spline: expected a chunk with a curve, got rows alone")
-        # On the policy's time: so far has the motion come.
-        since = max(begins - chunk.start, 0.0) * self._pace
+        free = len(chunk.curve.points) - 1 - self._continuity
+        if free < MIN_FREE:
+            # With the first chunk, not with the first hand-over, when the robot moves.
+            raise ValueError(
+                f"loop.continuity={self._continuity}: expected at least {MIN_FREE} control points that stay free, got "
+                f"{free} of {len(chunk.curve.points)}; take less continuity or a policy with more basis functions"
+            )
+        # On the policy's time: so far has the motion come, which went on as the chunk before did.
+        slower = 1 / self._pace if before is None else before.facts.get(_SLOWER, 1.0)
+        since = max(begins - chunk.start, 0.0) / slower
         first = min(chunk.row(chunk.start + since), len(chunk.actions) - 1)
         left = ActionChunk(chunk.actions[first:], begins, chunk.period, chunk.observed, None, (), chunk.facts)
         here = chunk.curve.at(min(since, chunk.curve.duration))
@@ -203,15 +216,41 @@ class Spline(Newest):
         return found
 
     def _too_fast(self, curve: SplineCurve, curved: Sequence[int]) -> bool:
-        """Whether control points of a derivative lie beyond a limit. For rot6d their length is at least the speed in
-        radians, since both columns are of length 1."""
+        """Whether control points of a derivative lie beyond a limit; of rot6d as radians, as `_turning` bounds them.
+
+        Of its acceleration this leaves out what columns do that get shorter and longer again.
+        """
         for name, order, most in self._bounds:
             part = self._spec.slices[name]
             dims = [index for index, dim in enumerate(curved) if part.start <= dim < part.stop]
             bound = curve.derivative() if order == 1 else curve.derivative().derivative()
-            if np.linalg.norm(bound.points[:, dims], axis=1).max() > most * (1 + 1e-9):
+            turns = self._spec.group(name).rotation == "rot6d"
+            scale = _turning(SplineCurve(curve.points[:, dims], curve.degree, curve.duration)) if turns else 1.0
+            if scale * np.linalg.norm(bound.points[:, dims], axis=1).max() > most * (1 + 1e-9):
                 return True
         return False
+
+
+def _turning(columns: SplineCurve) -> float:
+    """Radians that a rotation turns at most where its rot6d columns go a way of 1: more than 1 where they are shorter
+    than 1, as between two rotations they are, or not at right angles.
+
+    With b1 the direction of the first column, s what the second has of it and l the least of the first's length and of
+    what the second has beside it, turning at w takes a velocity v of both with w <= (1 + s / l) v / l: from the
+    derivative of Gram and Schmidt's rule. Inf where they nearly vanish.
+    """
+    times = np.linspace(0.0, columns.duration, _LOOKS)
+    values = columns.at(times)
+    first, second = values[:, :3], values[:, 3:]
+    length = np.linalg.norm(first, axis=1)
+    along = (first * second).sum(1) / np.maximum(length, 1e-9)
+    beside = np.sqrt(np.maximum((second**2).sum(1) - along**2, 0.0))
+    # Between two looks no more than this changes.
+    speed = float(np.linalg.norm(columns.derivative().points, axis=1).max())
+    slack = speed * columns.duration / (_LOOKS - 1)
+    least = float(min(length.min(), beside.min())) - slack
+    most = float(np.abs(along).max()) + slack
+    return (1 + most / least) / least if least > 0.1 else np.inf
 
 
 def _rest(curve: SplineCurve, since: float, shortest: float, pace: float) -> tuple[SplineCurve, float]:
@@ -232,7 +271,8 @@ def _of_curve(rows: ActionChunk, curve: SplineCurve, curved: Sequence[int], fact
     nearest = np.minimum(np.floor(np.arange(count) / factor + 1e-6).astype(int), len(rows.actions) - 1)
     actions = rows.actions[nearest].copy()
     actions[:, list(curved)] = curve.at(times)
-    return replace(rows, actions=actions, curve=curve, curved=tuple(curved))
+    facts = {**rows.facts, _SLOWER: factor}
+    return replace(rows, actions=actions, curve=curve, curved=tuple(curved), facts=facts)
 
 
 class Mean:

@@ -94,7 +94,7 @@ class Limits:
             self._beyond(command, values)
         self.events.update(self.broken)
         for watch in self._groups:
-            values = self._watched(watch, values, command.due)
+            values = self._watched(watch, values, command)
         # Braking within an acceleration may lead beyond the range: a wall is a wall.
         values = self._spec.clamp(values)[0]
         for watch in self._groups:
@@ -107,9 +107,12 @@ class Limits:
     def begin(self, env: EnvSpec, observation: Observation) -> None:
         """Motion begins anew, from rest where the robot is seen. SpecMismatch where the state does not say where."""
         if self._groups:
-            still = standing(env, observation)
-            for watch in self._groups:
-                watch.begin(still)
+            self.rest(standing(env, observation))
+
+    def rest(self, still: Float) -> None:
+        """Motion begins anew, from rest at an action that moves nothing."""
+        for watch in self._groups:
+            watch.begin(still)
 
     def _beyond(self, command: Command, inside: Float) -> None:
         """Say which dimension lies furthest beyond its range, which is kept at every level; stop ends here."""
@@ -125,13 +128,13 @@ class Limits:
             # Policies that were taught increments ask for a little more than there is all the time.
             _log.info("%s; brought inside", message)
 
-    def _watched(self, watch: _Watch, values: Float, due: float) -> Float:
-        allowed, broken = watch.allowed(values, bring_inside=self._level != "warn")
+    def _watched(self, watch: _Watch, values: Float, command: Command) -> Float:
+        allowed, broken = watch.allowed(values, self._level != "warn", command.held)
         for limit, asked in broken.items():
             said, most = f"{watch.name} {limit}", watch.bound(limit)
             if self._quiet:
                 continue
-            message = f"limits: at {due:.3f} s {watch.name}: expected {limit} at most {most}, got {asked:.4g}"
+            message = f"limits: at {command.due:.3f} s {watch.name}: expected {limit} at most {most}, got {asked:.4g}"
             if self._level == "stop":
                 raise LimitExceeded(message)
             if not self.events[said]:
@@ -159,6 +162,7 @@ class _Watch:
                     f"limits of {name!r}: expected a workspace of {self._group.size} numbers for a group that is no "
                     f"rotation, got {bound}"
                 )
+        self._goes_to_places = self._group.kind == "absolute" and self._group.rotation is None
         self._last: Array | None = None
         self.speed: Array | None = None
         # The newest goal inside the workspace, and the one that has been sent only in part.
@@ -176,15 +180,18 @@ class _Watch:
             return (self._limits.low, self._limits.high)
         return getattr(self._limits, limit)
 
-    def allowed(self, values: Float, bring_inside: bool = True) -> tuple[Float, dict[str, float]]:
+    def allowed(self, values: Float, bring_inside: bool, held: bool) -> tuple[Float, dict[str, float]]:
         """The nearest that is allowed, and which limits were broken, with what was asked for.
 
-        bring_inside: what is outside the workspace goes to its wall, and how fast is judged from there.
+        bring_inside: what is outside the workspace goes to its wall, and how fast is judged from there. held: it is to
+        stay where it is, which may be outside: whoever led it there may not want to see it come back by itself.
         """
         broken: dict[str, float] = {}
         goal = np.array(values[self._part], np.float64)
         low = -np.inf if self._limits.low is None else np.array(self._limits.low)
         high = np.inf if self._limits.high is None else np.array(self._limits.high)
+        if held and self._goes_to_places and self._last is not None:
+            low, high = np.minimum(low, self._last), np.maximum(high, self._last)
         inside = np.clip(goal, low, high)
         if not np.array_equal(inside, goal):
             broken["workspace"] = float(np.abs(goal - inside).max())
@@ -209,7 +216,7 @@ class _Watch:
             return _with(values, self._part, goal), broken
         # Braking within the acceleration may lead out of the workspace: a wall is a wall. Whoever begins outside comes
         # back as fast as the limits let it, and goes no further out.
-        if self._group.kind == "absolute" and self._group.rotation is None and self._last is not None:
+        if self._goes_to_places and self._last is not None:
             low, high = np.minimum(low, self._last), np.maximum(high, self._last)
         return _with(values, self._part, np.clip(self._towards(wanted), low, high)), broken
 
@@ -265,10 +272,19 @@ class _Watch:
         return np.asarray(encode(ROTATIONS["axis_angle"][0](speed * self._period) @ decode(self._last)))
 
 
-def motion(spec: ActionSpec, name: str, rows_TA: Float, period: float) -> tuple[Array, Array]:
-    """Speeds [T or T - 1] and accelerations (one fewer) of a group of rows, as `Limits` counts them."""
+def motion(
+    spec: ActionSpec, name: str, rows_TA: Float, period: float, still: Float | None = None
+) -> tuple[Array, Array]:
+    """Speeds [T or T - 1] and accelerations (one fewer) of a group of rows, as `Limits` counts them.
+
+    still: the action that moves nothing where they begin from rest, which counts as a row before them.
+    """
     watch = _Watch(spec, name, GroupLimits(), period)
     speeds = []
+    if still is not None:
+        watch.begin(still)
+        if watch.speed is not None:
+            speeds.append(watch.speed)
     for row in rows_TA:
         watch.sent(row)
         if watch.speed is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from vla_runtime.control.clock import Clock
 from vla_runtime.interfaces import Policy, Session
-from vla_runtime.types import ActionChunk, Float, Observation
+from vla_runtime.types import ActionChunk, Float, Observation, SpecMismatch
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class InStep:
 
     def ask(self, observations: Sequence[Observation], committed: Float | None, deadline: float | None = None) -> None:
         began = self._wall.now()
-        self._chunk = self._session.predict(observations, committed)
+        self._chunk = _chunk(self._session.predict(observations, committed))
         self.seconds = self._wall.now() - began
 
     def take(self, now: float) -> ActionChunk | None:
@@ -211,12 +211,19 @@ class Beside:
             try:
                 if anew:
                     forget(self._session)
-                answer = self._session.predict(*question)
+                answer = _chunk(self._session.predict(*question))
             except BaseException as problem:
                 answer = problem
             with self._changed:
                 self.seconds = self._wall.now() - began
                 self._answer = answer
+
+
+def _chunk(answer: object) -> ActionChunk:
+    """What a policy said; SpecMismatch for anything else, which would count as an answer that has not come yet."""
+    if not isinstance(answer, ActionChunk):
+        raise SpecMismatch(f"predict: expected an ActionChunk, got {type(answer).__name__}")
+    return answer
 
 
 def warm_up(policy: Policy, seed: int, instruction: str = "nothing") -> None:

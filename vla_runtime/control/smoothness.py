@@ -34,9 +34,10 @@ def smoothness(
 
     commands [T][A] as applied, states [T][S] before each; seams: indices of ticks. step: median distance from one
     command to the next where nothing joins (of velocities and increments, which are steps, their size); seam_jump:
-    95th percentile of the distance at seams; seam_velocity_jump: of the change of velocity there; jerk: root mean
-    square of the third difference over all ticks; lag: by which the state of the same name follows an absolute group
-    best. None where there is nothing to measure.
+    95th percentile of the distance at seams; seam_velocity_jump: of the change of velocity there, of positions there or
+    a period later, whichever is larger, since a curve that begins where the last one is departs from it only then;
+    jerk: root mean square of the third difference over all ticks; lag: by which the state of the same name follows an
+    absolute group best. None where there is nothing to measure.
     """
     values, seen = np.asarray(commands, np.float64), np.asarray(states, np.float64)
     found: Figures = {}
@@ -52,11 +53,12 @@ def smoothness(
         lengths = np.linalg.norm(steps, axis=1)
         changes = np.linalg.norm(np.diff(steps, axis=0), axis=1) / (period if goes else 1.0)
         later = joined[joined > 1]
+        after = np.append(changes, 0.0)[later - 1] if goes else 0.0
         curve = np.diff(steps, n=2, axis=0) / (period**3 if goes else period**2)
         found[group.name] = {
             "step": _middle(lengths[smooth - 1], 50),
             "seam_jump": _middle(lengths[joined - 1] if goes else _jumps(rows, joined), 95),
-            "seam_velocity_jump": _middle(changes[later - 2], 95),
+            "seam_velocity_jump": _middle(np.maximum(changes[later - 2], after), 95),
             "jerk": float(np.sqrt((curve**2).sum(1).mean())) if len(curve) else None,
             "lag": _lag(rows, group, state, seen, period) if goes else None,
         }

@@ -15,7 +15,7 @@ import numpy as np
 from mcap.writer import Writer
 
 from vla_runtime.control.recorder import Recording
-from vla_runtime.disk import replacing
+from vla_runtime.disk import plain, replacing
 
 _VALUES = {
     "type": "object",
@@ -96,6 +96,7 @@ def export_mcap(recording: Recording, path: Path) -> int:
                     "data": encoded,
                 }
                 tell(f"/images/{camera}", "foxglove.CompressedImage", now, message)
-        writer.add_metadata("episode", {"header": json.dumps(recording.header), "end": json.dumps(recording.end)})
+        told = {"header": recording.header, "end": recording.end}
+        writer.add_metadata("episode", {name: json.dumps(plain(one)) for name, one in told.items()})
         writer.finish()
     return count

@@ -73,10 +73,9 @@ def explain(ticks: Sequence[Tick], time: float, env: EnvSpec, end: Mapping[str, 
     index = max(tick.index for tick in ticks if tick.now <= time + 1e-9)
     tick = ticks[index]
     lines = [f"tick {index} at {tick.now:.3f} s: sent {_rounded(tick.command.values)}"]
-    lines += _safety(ticks, index, [] if end is None else end["events"])
+    lines += _safety(ticks, index, env.period, None if end is None else end["events"])
     if tick.plan is None:
-        why = "no chunk has come yet" if tick.allowed else "the policy may not move the robot"
-        lines.append(f"the robot stands where it was seen: {why}")
+        lines.append(_stands(ticks, index))
     else:
         lines += _plan(ticks, index, env)
     if tick.asked is not None:
@@ -139,13 +138,29 @@ def _plan(ticks: Sequence[Tick], index: int, env: EnvSpec) -> list[str]:
     return lines
 
 
-def _safety(ticks: Sequence[Tick], index: int, events: Sequence[tuple[float, str, str]]) -> list[str]:
+def _stands(ticks: Sequence[Tick], index: int) -> str:
+    """Why there is no plan in force."""
+    if not ticks[index].allowed:
+        return "the robot stands where it was seen: the policy may not move the robot"
+    anew = next((i + 1 for i in range(index, -1, -1) if not ticks[i].allowed), 0)
+    if any(one.plan is not None for one in ticks[anew:index]):
+        return "the robot stands where it was told to be: the policy thinks about the next chunk"
+    return "the robot stands where it was seen: no chunk has come yet"
+
+
+def _safety(
+    ticks: Sequence[Tick], index: int, period: float, events: Sequence[tuple[float, str, str]] | None
+) -> list[str]:
     tick = ticks[index]
     if tick.human:
         return ["a human moves the robot"]
     if not tick.allowed:
         began = next(i for i in range(index, -1, -1) if i == 0 or ticks[i - 1].allowed)
-        why = [f"{what}: {reason}" for when, what, reason in events if when <= tick.now + 1e-9][-1:]
+        # Whoever stops it does so on a clock that is ahead of a tick's time by an observation's age.
+        stops = [one for one in events or () if one[1] == "stopped" and one[0] <= tick.now + 2 * period]
+        why = [f"{what}: {reason}" for _, what, reason in stops[-1:]]
+        if events is not None and not why:
+            why = ["no heartbeat has been heard yet"]
         return [f"safety: the robot may not move since {ticks[began].now:.3f} s", *why]
     if index and not ticks[index - 1].allowed:
         return ["safety lets the policy move again from this tick on; nothing of before is used"]

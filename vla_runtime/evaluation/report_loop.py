@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from vla_runtime.evaluation.charts import curve, timeline
-from vla_runtime.evaluation.folder import latency_label
+from vla_runtime.evaluation.folder import in_order, latency_label
 from vla_runtime.evaluation.page import number, section, table
 from vla_runtime.evaluation.row_text import Row, episode, plain, result
 
 # Episodes whose time line is drawn.
-_TIMELINES = 100
+_TIMELINES = 400
 
 
 def latency(summary: Mapping[str, Any]) -> str:
@@ -63,7 +63,15 @@ def latency(summary: Mapping[str, Any]) -> str:
 
 
 def control(rows: Sequence[Row]) -> str:
-    """How the loop went: what a latency, a join or a limit did to the motion."""
+    """How the loop went: what a latency, a join or a limit did to the motion, each latency for itself."""
+    latencies = list(dict.fromkeys(row["loop"].get("latency") for row in in_order(rows)))
+    if len(latencies) < 2:
+        return _control("Control", rows)
+    parts = {one: [row for row in rows if row["loop"]["latency"] == one] for one in latencies}
+    return "".join(_control(f"Control, latency {latency_label(one)}", members) for one, members in parts.items())
+
+
+def _control(title: str, rows: Sequence[Row]) -> str:
     lines = []
 
     def tell(what: str, values: Sequence[float | None], unit: str = "") -> None:
@@ -105,12 +113,13 @@ def control(rows: Sequence[Row]) -> str:
             (f"safety, {episode(row)}", f"{escape(str(what))} at {when:.2f} s", escape(str(why)), "")
             for when, what, why in row.get("safety") or ()
         )
-    return section("Control", table(lines, ("", "#median", "#largest", "#episodes"))) if lines else ""
+    return section(title, table(lines, ("", "#median", "#largest", "#episodes"))) if lines else ""
 
 
 def timelines(rows: Sequence[Row]) -> str:
     """A bar for each of the first episodes: when chunks came, where it stood, and where they join."""
-    drawn = [row for row in rows if row.get("timeline")][:_TIMELINES]
+    told_of = [row for row in rows if row.get("timeline")]
+    drawn = told_of[:_TIMELINES]
     if not drawn:
         return ""
     lines = []
@@ -123,4 +132,5 @@ def timelines(rows: Sequence[Row]) -> str:
         '<div class="soft">One bar an episode: chunks that came (blue), ticks held or stood (orange), ticks in which '
         "safety forbade motion (violet), limits broken (red), seams (dark).</div>"
     )
-    return section("Time lines", f"<details><summary>{len(lines)} episodes</summary>{told}{table(lines)}</details>")
+    count = f"{len(lines)} episodes" if drawn == told_of else f"the first {len(lines)} of {len(told_of)} episodes"
+    return section("Time lines", f"<details><summary>{count}</summary>{told}{table(lines)}</details>")
