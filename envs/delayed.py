@@ -19,6 +19,7 @@ from vla_runtime.types import Command, EnvSpec, Image, Observation, Outcome
 
 # Sums of periods are compared with sums of periods.
 _ROUNDING = 1e-6
+_STREAM = 0xFA017
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class DelayedEnv:
 
     def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
         facts = self._env.reset(seed, task, episode)
-        self._generator = np.random.default_rng((seed, task, episode))
+        # Not what the world itself is drawn from, or what gets lost would hang on where things are.
+        self._generator = np.random.default_rng((_STREAM, seed, task, episode))
         self._observation: Observation | None = None
         self._coming: dict[str, deque[tuple[float, Image]]] = {name: deque() for name in self._cameras}
         self._seen: dict[str, tuple[float, Image]] = {}

@@ -117,10 +117,10 @@ class Perturbed:
             moved, led = self._move_wrongly(_Push(0, wrong, towards), mover), 0
         else:
             moved, led = 0, self._drive(self._lead, int(generator.integers(0, self._lead_steps + 1)), mover)
-            if self._env.outcome() is not None:
-                # There is nothing left to show.
-                self._env.reset(seed, task, episode)
-                led = 0
+        if self._env.outcome() is not None:
+            # There is nothing left to show.
+            self._env.reset(seed, task, episode)
+            moved = led = 0
         self._start_time = self._env.observe().time
         self._disturbed = False
         facts["perturbation"] = {

@@ -53,9 +53,9 @@ class Robosuite(OscArm):
         rate_hz: float = 20.0,
     ):
         check_task(task_class)
-        if not 0 < rate_hz <= _PHYSICS_HZ or _PHYSICS_HZ % rate_hz:
+        if not 0 < rate_hz <= _PHYSICS_HZ or _PHYSICS_HZ % rate_hz or rate_hz != int(rate_hz):
             raise ValueError(
-                f"loop.rate: expected a part of the physics' {_PHYSICS_HZ} Hz, such as 20, 100 or 250, got {rate_hz}"
+                f"loop.rate: expected a whole part of the physics' {_PHYSICS_HZ} Hz, as 20, 100 or 250, got {rate_hz}"
             )
         if control in (None, DELTA) and rate_hz != 20.0:
             raise ValueError(

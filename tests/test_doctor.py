@@ -32,6 +32,7 @@ def hangs():
     time.sleep(60)
 def crashes(): os.kill(os.getpid(), signal.SIGSEGV)
 def leaves(): os._exit(7)
+def quits(): os._exit(0)
 def asks(): input("shall I? ")
 def mumbles(): return 7
 """
@@ -56,6 +57,7 @@ def test_one_broken_check_takes_down_nothing(capsys: pytest.CaptureFixture[str])
             "raises": check("raises"),
             "crashes": check("crashes"),
             "leaves": check("leaves"),
+            "quits": check("quits"),
             "asks": check("asks"),
             "mumbles": check("mumbles"),
             "absent": check("nowhere"),
@@ -72,6 +74,7 @@ def test_one_broken_check_takes_down_nothing(capsys: pytest.CaptureFixture[str])
         "raises": "OSError: the card is on fire",
         "crashes": "SIGSEGV",
         "leaves": "exit code 7",
+        "quits": "got nothing",
         "asks": "EOFError",
         "mumbles": "got 7",
         "absent": "nowhere",

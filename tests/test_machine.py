@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -15,7 +17,7 @@ def test_all_cores_but_one_with_a_thread_on_each_unless_the_user_says_how_many(m
     asked = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5, 7})
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: asked.append(set(cores)))
-    monkeypatch.setattr(machine, "_limited", set())
+    monkeypatch.delenv(machine._SET_HERE, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     set_single_threaded_blas()
@@ -29,6 +31,12 @@ def test_all_cores_but_one_with_a_thread_on_each_unless_the_user_says_how_many(m
         with one_core_left():
             assert os.environ["OMP_NUM_THREADS"] == "1"
         assert len(asked) == 2
+        # A process that was started meanwhile knows which of them nobody but us has set.
+        script = "from vla_runtime import machine; print(machine._limited())"
+        told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        assert "OMP_NUM_THREADS" in told
+        assert "OPENBLAS_NUM_THREADS" not in told
     finally:
-        for name in machine._limited:
+        for name in machine._limited():
             os.environ.pop(name, None)
+        os.environ.pop(machine._SET_HERE, None)

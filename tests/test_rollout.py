@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vla_runtime.control.clock import SystemClock
+from vla_runtime.control.recorder import Recording
 
 REACH = ["env=reach", "policy=expert", "style=multi"]
 
@@ -83,10 +84,25 @@ def test_shards_add_up(whole, tmp_path):
     twice = command(*REACH, f"merge=[{parts[0]},{parts[0]}]", f"out={tmp_path / 'x'}")
     assert twice.returncode == 1
     assert "more than one" in twice.stderr
+    # What is there already is not replaced by other episodes.
+    kept = rows(parts[0])
+    onto = command(*REACH, f"merge=[{parts[0]},{parts[1]}]", f"out={tmp_path / 'other'}", "episodes=30")
+    assert onto.returncode == 0, onto.stderr
+    path = tmp_path / "other" / "episodes.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:5]))
+    onto = command(*REACH, f"merge=[{parts[0]},{parts[1]}]", f"out={tmp_path / 'other'}", "episodes=30")
+    assert onto.returncode == 1
+    assert "expected an empty folder, got one with other episodes" in onto.stderr
+    assert len(rows(tmp_path / "other")) == 5
+    assert kept == rows(parts[0])
+    few = command(*REACH, "episodes=2", "shard=4/5", f"out={tmp_path / 'few'}")
+    assert few.returncode == 2
+    assert "expected at most 4 shards" in few.stderr
 
 
-def test_kill_loses_at_most_the_running_episodes(tmp_path):
-    """SIGKILL to the whole command in the middle, then the same command again."""
+@pytest.mark.parametrize("kill", [os.killpg, os.kill])
+def test_kill_loses_at_most_the_running_episodes(tmp_path, kill):
+    """SIGKILL in the middle to the whole command, or to its first process alone; then the same command again."""
     folder = tmp_path / "run"
     arguments = [*REACH, "episodes=6", "video=all", "workers=2", f"out={folder}"]
     process = subprocess.Popen(
@@ -99,7 +115,7 @@ def test_kill_loses_at_most_the_running_episodes(tmp_path):
     deadline = clock.now() + 60
     while clock.now() < deadline and not (path.exists() and path.read_text().count("\n") >= 3):
         clock.sleep_until(clock.now() + 0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill(process.pid, signal.SIGKILL)
     process.wait()
     finished = path.read_text().count("\n")
     assert 3 <= finished < 12
@@ -113,9 +129,14 @@ def test_kill_loses_at_most_the_running_episodes(tmp_path):
     names = sorted(path.name for path in (folder / "videos").iterdir() if not path.name.startswith("."))
     assert names == sorted(path.name for path in (again / "videos").iterdir())
     assert len(names) == 24
+    # Also where processes of the first command lived on for a while.
+    for one in (folder / "recordings").iterdir():
+        assert Recording(one).end is not None
 
 
-@pytest.mark.parametrize("was", [{"weights": "of before"}, {"decode": {"mode": "bac"}}])
+@pytest.mark.parametrize(
+    "was", [{"weights": "of before"}, {"decode": {"mode": "bac"}}, {"versions": {"mujoco": "0.1"}}, {"contract": "x"}]
+)
 def test_rows_of_another_policy_under_the_same_name_are_not_gone_on_with(tmp_path, was):
     folder = tmp_path / "run"
     rollout("env=reach", "policy=expert", "episodes=2", "video=none", f"out={folder}")
@@ -124,7 +145,7 @@ def test_rows_of_another_policy_under_the_same_name_are_not_gone_on_with(tmp_pat
     path.write_text(json.dumps({**json.loads(first), **was}) + "\n")
     done = command("env=reach", "policy=expert", "episodes=2", "video=none", f"out={folder}")
     assert done.returncode == 1
-    assert "the policy was trained or calibrated again" in json.loads(done.stdout)["error"]
+    assert "something was trained, calibrated, recorded or installed again" in json.loads(done.stdout)["error"]
     assert path.read_text().count("\n") == 1
 
 

@@ -6,7 +6,8 @@ candidate loses. The verdict is non-inferior when the whole 95 % interval of the
 -margin, inferior when it lies below, inconclusive otherwise.
 
 What may differ between the runs is what a comparison is about: the policy, how it decodes, the loop that
-drives it. Anything else that differs would be mistaken for an effect of these, and is refused. This file
+drives it, limits and safety; the report lists what does. Anything else that differs would be mistaken for an
+effect of these, and is refused. This file
 reads folders; it knows no environment, no policy and no torch.
 """
 
@@ -37,7 +38,7 @@ from vla_runtime.evaluation.statistics import (
 logger = logging.getLogger(__name__)
 
 # The subject of a comparison, and what has no influence on an episode.
-COMPARED = frozenset({"policy", "decode", "loop", "limits", "safety"})
+COMPARED = frozenset({"policy", "decode", "loop", "limits", "safety", "device", "style"})
 BOOKKEEPING = frozenset(
     {
         "out",
@@ -46,8 +47,6 @@ BOOKKEEPING = frozenset(
         "shard",
         "merge",
         "require",
-        "device",
-        "style",
         "timeout",
         "record",
         "replay",
@@ -58,6 +57,7 @@ BOOKKEEPING = frozenset(
 )
 
 Key = tuple[int, int, str]
+Differing = tuple[str, Any, Any]
 Row = Mapping[str, Any]
 
 # As many unpaired episodes or differing values as one message lists; the rest are counted.
@@ -69,8 +69,8 @@ def compare(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
     Returns the report and the exit code: 0 only for non-inferior, 2 (with an "error") for a margin that is
     none or a folder not given. Episodes that ended in an error count as failures. ValueError, with a list,
-    when a folder is missing or holds no finished episode, when something differs that must not, or when an
-    episode of one run has no partner in the other.
+    when a folder is missing or holds a run that is not complete (slow episodes, which are missing more often, fail more
+    often), when something differs that must not, or when an episode of one run has no partner in the other.
     """
     margin = config["margin"]
     try:
@@ -83,14 +83,17 @@ def compare(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     for folder, rows in zip(folders, (rows_a, rows_b), strict=True):
         if not rows:
             raise ValueError(f"{folder}: expected finished episodes in episodes.jsonl, got none; run the rollout first")
-        _warn_if_incomplete(folder)
-    differing = [f"{key}: A has {a!r}, B has {b!r}" for key, a, b in differing_keys(*configs)]
+        _require_complete(folder)
+    may, may_not = differing_keys(*configs)
+    differing = [_told(*one) for one in may_not]
     pairs, unpaired = pair(rows_a, rows_b)
     differing += differing_facts(pairs)
     if differing or unpaired:
         raise ValueError("\n".join(_refusal(differing, unpaired)))
-    report = judged_by_latency(pairs, margin)
+    report = {**judged_by_latency(pairs, margin), "differing": [_told(*one) for one in may]}
     _show(report)
+    for line in report["differing"]:
+        logger.info("%s", line)
     return report, 0 if report["verdict"] == NON_INFERIOR else 1
 
 
@@ -162,17 +165,24 @@ def pair(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> tuple[list[tuple[Row, 
     return pairs, unpaired
 
 
-def differing_keys(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, A's value, B's value) of every difference that makes two runs incomparable."""
+def differing_keys(config_a: Mapping[str, Any], config_b: Mapping[str, Any]) -> tuple[list[Differing], list[Differing]]:
+    """(dotted key, A's value, B's value) of every difference that a comparison may be about, and of every one that
+    makes two runs incomparable.
+    """
     flat_a, flat_b = dict(_flat(config_a)), dict(_flat(config_b))
     missing = "(not set)"
-    return [
-        (key, flat_a.get(key, missing), flat_b.get(key, missing))
-        for key in sorted(flat_a.keys() | flat_b.keys())
+    may: list[Differing] = []
+    may_not: list[Differing] = []
+    for key in sorted(flat_a.keys() | flat_b.keys()):
         # `choices` repeats what each config group was set to.
-        if key.removeprefix("choices.").split(".")[0] not in COMPARED | BOOKKEEPING
-        and (key not in flat_a or key not in flat_b or flat_a[key] != flat_b[key])
-    ]
+        group = key.removeprefix("choices.").split(".")[0]
+        # What was not asked for follows from the policy: rows say what it was.
+        if group in BOOKKEEPING or key == "env.control":
+            continue
+        one, other = flat_a.get(key, missing), flat_b.get(key, missing)
+        if key not in flat_a or key not in flat_b or one != other:
+            (may if group in COMPARED else may_not).append((key, one, other))
+    return may, may_not
 
 
 def differing_facts(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
@@ -196,13 +206,19 @@ def _folder(config: Mapping[str, Any], name: str) -> Path:
     return Path(str(folder))
 
 
-def _warn_if_incomplete(folder: Path) -> None:
+def _require_complete(folder: Path) -> None:
     try:
-        complete = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("complete", True)
-    except (OSError, ValueError):
+        complete = bool(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["complete"])
+    except (OSError, ValueError, KeyError):
         complete = False
     if not complete:
-        logger.warning("%s: the run is not complete; only the episodes that it finished are compared", folder)
+        raise ValueError(
+            f"{folder}: expected a complete run, got one that is not; run its command again with this out="
+        )
+
+
+def _told(key: str, one: Any, other: Any) -> str:
+    return f"{key}: A has {one!r}, B has {other!r}"
 
 
 def _began(row: Row) -> bool:
@@ -212,7 +228,8 @@ def _began(row: Row) -> bool:
 def _by_key(rows: Sequence[Row], run: str) -> dict[Key, Row]:
     found: dict[Key, Row] = {}
     for row in rows:
-        latency = row["loop"]["latency"]
+        # What was recorded, wherever it lies; files of one name may differ.
+        latency = row["loop"].get("profile", row["loop"]["latency"])
         # 0 and 0.0 are one latency; "measured" and a recorded profile are named.
         key = (row["task"], row["episode"], f"{latency:g} s" if isinstance(latency, int | float) else str(latency))
         if key in found:

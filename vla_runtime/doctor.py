@@ -109,8 +109,9 @@ def ask(name: str, target: str, arguments: Mapping[str, Any], timeout: float) ->
                     "detail": str(finding["detail"]),
                     "remedy": str(finding["remedy"]),
                 }
-            except (ValueError, KeyError, TypeError):
-                lines = [f"expected {target} to return ok, detail and remedy, got {path.read_text()}"]
+            except (OSError, ValueError, KeyError, TypeError):
+                said = path.read_text() if path.is_file() else "nothing"
+                lines = [f"expected {target} to return ok, detail and remedy, got {said}"]
     if code is None:
         detail = f"gave no answer within {timeout:g} s"
     elif code < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 from collections.abc import Iterator
@@ -10,8 +11,19 @@ from pathlib import Path
 
 # How libraries are told how many threads to start.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# Those that were set here and not by the user.
-_limited: set[str] = set()
+# Names those that were set here and not by the user; processes that are started inherit it as they do them.
+_SET_HERE = "VLA_RUNTIME_LIMITED_THREADS"
+
+
+class Orphaned(BaseException):
+    """The process that this one works for is gone; another may own what it writes by now."""
+
+
+def check_parent() -> None:
+    """Orphaned where the process that started this one by `multiprocessing` has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise Orphaned
 
 
 def hardware() -> str:
@@ -30,10 +42,13 @@ def set_single_threaded_blas() -> None:
 
     Works for processes started afterwards; a value the user has set stays.
     """
-    for name in _THREADS:
-        if name not in os.environ:
-            os.environ[name] = "1"
-            _limited.add(name)
+    names = [name for name in _THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(names, "1"))
+    os.environ[_SET_HERE] = ",".join([*_limited(), *names])
+
+
+def _limited() -> list[str]:
+    return [name for name in os.environ.get(_SET_HERE, "").split(",") if name]
 
 
 @contextmanager
@@ -48,8 +63,8 @@ def one_core_left() -> Iterator[None]:
         yield
         return
     os.sched_setaffinity(0, known - {max(known)})
-    before = {name: os.environ[name] for name in _limited}
-    os.environ.update(dict.fromkeys(_limited, str(len(known) - 1)))
+    before = {name: os.environ[name] for name in _limited()}
+    os.environ.update(dict.fromkeys(before, str(len(known) - 1)))
     try:
         yield
     finally:

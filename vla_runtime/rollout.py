@@ -32,7 +32,7 @@ from vla_runtime.evaluation.folder import (
     Job,
     Row,
     RowFile,
-    check_same_policy,
+    check_same_parts,
     check_same_run,
     claim,
     job_of,
@@ -134,7 +134,7 @@ def _run(config: Config, folder: Path) -> dict[str, Any]:
     def plan(found: dict[str, Any]) -> list[Job]:
         nonlocal file
         facts.update(found)
-        check_same_policy(folder, rows, found["common"], config["policy"].get("address"))
+        check_same_parts(folder, rows, found["common"], found["profiles"], config["policy"].get("address"))
         requested.extend(_jobs(config, found))
         claim(folder, config)
         file = RowFile(folder, rows)
@@ -187,6 +187,8 @@ def _jobs(config: Config, facts: Mapping[str, Any]) -> list[Job]:
     index, count = _shard(config["shard"])
     # An episode with all its latencies: what is compared stays together.
     places = list(dict.fromkeys((job.task, job.episode) for job in jobs))
+    if count > len(places):
+        raise BadArguments(f"shard: expected at most {len(places)} shards of as many episodes, got {config['shard']}")
     mine = set(places[index::count])
     return [job for job in jobs if (job.task, job.episode) in mine]
 

@@ -94,3 +94,9 @@ def test_late_commands_are_carried_out_late_and_the_robot_stands_meanwhile():
 def test_faults_that_cannot_be_are_refused(faults, message):
     with pytest.raises(ValueError, match=message):
         Faults(**faults)
+
+
+def test_what_gets_lost_does_not_hang_on_where_things_are():
+    """An environment draws from (seed, task, episode), too."""
+    env = wrapped(lost=0.3)
+    assert env._generator.random() != np.random.default_rng((0, 0, 0)).random()

@@ -15,6 +15,7 @@ from vla_runtime.types import (
     EnvSpec,
     Group,
     Observation,
+    Outcome,
     PolicySpec,
     StateSpec,
     UnsupportedTask,
@@ -288,3 +289,28 @@ def test_a_policy_that_is_done_before_the_episode_begins_leaves_it_as_it_was():
 def test_a_policy_of_another_contract_cannot_lead():
     with pytest.raises(ValueError, match="policy straying"):
         Perturbed(Reach(size=8), Straying(Reach(control="absolute", size=8)))
+
+
+def test_a_wrong_start_that_succeeds_is_none():
+    """There would be nothing left to show."""
+
+    class Easy(Reach):
+        """Whatever moves has succeeded."""
+
+        moved = False
+
+        def reset(self, seed, task, episode):
+            self.moved = False
+            return super().reset(seed, task, episode)
+
+        def apply(self, command):
+            self.moved = True
+            super().apply(command)
+
+        def outcome(self):
+            return Outcome(True, "success") if self.moved else None
+
+    env = Perturbed(Easy(size=8), wrong_start=1.0)
+    facts = env.reset(10_000, 0, 0)
+    assert env.outcome() is None
+    assert facts["perturbation"]["wrong_start"] == 0

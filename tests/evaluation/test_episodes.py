@@ -6,7 +6,7 @@ import pytest
 from playing import runner
 
 from vla_runtime.compose import BadArguments
-from vla_runtime.evaluation.folder import Job
+from vla_runtime.evaluation.folder import Job, check_same_parts
 
 
 def row(*options):
@@ -99,7 +99,8 @@ def test_loops_that_cannot_be_are_refused(options, message):
     ("options", "message"),
     [
         (("env=reach", "env.size=16"), "env=reach has a control rate of its own"),
-        (("env=lift", "env.control=absolute", "loop.rate=30"), r"expected a part of the physics' 500 Hz.*got 30"),
+        (("env=lift", "env.control=absolute", "loop.rate=30"), r"expected a whole part of the physics' 500 Hz.*got 30"),
+        (("env=lift", "env.control=absolute", "loop.rate=12.5"), r"expected a whole part.*got 12\.5"),
         (("env=lift",), "expected env.control=absolute, got delta at 100 Hz"),
     ],
 )
@@ -117,3 +118,33 @@ def test_a_controller_may_be_faster_than_its_policy():
     assert found["success"]
     # Two questions are eight rows of the policy apart, forty periods of the controller.
     assert [tick for tick, _ in found["timeline"]["chunks"]][:3] == [0, 40, 80]
+
+
+def test_what_breaks_a_film_breaks_no_run(monkeypatch, caplog):
+    """The command that ended an episode is given once more for its film."""
+    play = runner("env=reach", "env.size=16", "policy=hold", "env.max_steps=5")
+    play._video = "failures"
+
+    def broken(*_):
+        raise RuntimeError("no renderer")
+
+    monkeypatch.setattr(play, "_record", broken)
+    row = play(Job(0, 0, 0.0))
+    assert (row["video"], row["error"], row["steps"]) == (None, None, 5)
+    assert "no video" in caplog.text
+
+
+def test_a_recorded_profile_is_known_by_what_it_holds(tmp_path):
+    path = tmp_path / "latencies.json"
+    found = []
+    for seconds in (0.1, 0.1, 0.2):
+        path.write_text(f"[{seconds}]")
+        play = runner(
+            "env=reach", "env.size=16", "policy=hold", "loop=async", f"loop.latency={path}", "env.max_steps=5"
+        )
+        found.append(play(Job(0, 0, str(path)))["loop"]["profile"])
+        rows = [play(Job(0, 0, str(path)))]
+    assert found[0] == found[1] != found[2]
+    check_same_parts(tmp_path, rows, rows[0], play.facts["profiles"], None)
+    with pytest.raises(ValueError, match=rf"the profile {path} of its rows, {found[2]}, got 0"):
+        check_same_parts(tmp_path, rows, rows[0], {str(path): "0"}, None)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vla_runtime.evaluation.folder import Job
-from vla_runtime.evaluation.summary import by_latency
+from vla_runtime.evaluation.summary import by_latency, repeated
 
 
 def late(latency, success=True, steps=60, delay=0.1):
@@ -24,3 +24,12 @@ def test_success_and_throughput_against_latency():
     assert by_latency(rows[:2], jobs[2:]) == []
     # Also where none of a latency has been played yet.
     assert [one["successes"] for one in by_latency(rows[:2], jobs)] == [0, 1]
+
+
+def test_states_that_come_again_are_counted():
+    """LIBERO stores fifty a task; an interval over a hundred episodes would take them for independent."""
+    rows = [
+        {**late(latency), "initial_state": state} for latency in (0.0, 0.2) for state in ("a", "b", "a", None, None)
+    ]
+    assert repeated(rows) == 2
+    assert repeated(rows[:2]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,27 @@ def test_a_build_error_arrives_as_itself(tmp_path):
 def test_a_worker_that_cannot_start_ends_the_run(tmp_path):
     with pytest.raises(RuntimeError, match="could not start"):
         play(tmp_path, [("a", "")], build=build_death)
+
+
+def build_mortal(folder):
+    """Work that ends its process a moment after each answer."""
+
+    def work(job):
+        threading.Timer(0.05, os._exit, (1,)).start()
+        return job[0].upper()
+
+    return {}, work
+
+
+def test_a_worker_that_dies_between_two_jobs_is_replaced(tmp_path):
+    results = {}
+
+    def slowly(job, result):
+        results[job[0]] = result
+        threading.Event().wait(0.3)
+
+    run_jobs(
+        build_mortal, (str(tmp_path),), lambda facts: [(name, "") for name in "abc"], slowly,
+        lambda job, reason: pytest.fail(reason), workers=1, timeout=60.0,
+    )  # fmt: skip
+    assert results == {name: name.upper() for name in "abc"}

@@ -44,6 +44,8 @@ class Recorder:
         self._problem: Exception | None = None
         self._images: queue.SimpleQueue[tuple[int, Mapping[str, Image]] | None] = queue.SimpleQueue()
         self._encoder = threading.Thread(target=self._encode, name="recorder", daemon=True) if images else None
+        # A process that still writes to one of before writes to a file that has no name any more.
+        path.unlink(missing_ok=True)
         # Without a buffer of our own: what was written is out of this process.
         self._file = path.open("wb", buffering=0)
         self._file.write(_MAGIC)

@@ -12,7 +12,6 @@ float32 [A]}`; then `action.delta` and `action.absolute` are recorded beside `ac
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from vla_runtime.data.episode import Columns, Episode, write_part
 from vla_runtime.data.idle import idle_rows
 from vla_runtime.evaluation.episodes import begin_seed
 from vla_runtime.interfaces import Env
+from vla_runtime.machine import check_parent
 from vla_runtime.types import ActionSpec, EnvSpec, Float, Image, Observation
 
 Job = tuple[int, int]
@@ -99,7 +99,6 @@ class Attempter:
         self._world: Env = build(config["perturbation"], self.env, lead) if config["recover"] else self.env
         self._both: BothControls | None = getattr(self.env, "both_controls", None)
         self._actions = action_specs(self.env)
-        self._parent = os.getppid()
 
     def __call__(self, job: Job) -> dict[str, Any]:
         """Make one attempt, (task, attempt), and write it as a part; returns its facts."""
@@ -118,7 +117,7 @@ class Attempter:
                 VirtualClock(self._world.observe().time),
                 replan=1,
                 cameras_every=int(config["image_stride"]),
-                on_tick=self._watched(recorder),
+                on_tick=_watched(recorder),
             )
         finally:
             expert.close()
@@ -149,14 +148,13 @@ class Attempter:
     def close(self) -> None:
         self._world.close()
 
-    def _watched(self, recorder: Recorder) -> Callable[[Tick], None]:
-        def on_tick(tick: Tick) -> None:
-            # The starting process was killed: another may own the folder by now.
-            if os.getppid() != self._parent:
-                raise SystemExit(1)
-            recorder(tick)
 
-        return on_tick
+def _watched(recorder: Recorder) -> Callable[[Tick], None]:
+    def on_tick(tick: Tick) -> None:
+        check_parent()
+        recorder(tick)
+
+    return on_tick
 
 
 def start_attempter(config: Mapping[str, Any], parts: Path) -> tuple[None, Attempter]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+from collections.abc import Sequence
+from pathlib import Path
 
 from vla_runtime.compose import BadArguments, Config, build, build_env, build_policy
 from vla_runtime.control.isolated import Isolated
@@ -68,3 +71,9 @@ def latency_points(loop: Config) -> list[float | str]:
     if not found or len(set(labels)) < len(labels):
         raise BadArguments(f"loop.latency: expected at least one, all with different names, got {wanted!r}")
     return found
+
+
+def profiles(points: Sequence[float | str]) -> dict[str, str]:
+    """What recorded latencies are, by their files: 16 hex digits of each. One recorded anew is another."""
+    files = [point for point in points if isinstance(point, str) and point != MEASURED]
+    return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files}

@@ -24,11 +24,12 @@ from vla_runtime.control.recorder import Recorder
 from vla_runtime.control.settings import Settings
 from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Run, Tick, Trace, percentiles
-from vla_runtime.evaluation.building import build_environment, built_policy, decoding_for, latency_points
+from vla_runtime.evaluation.building import build_environment, built_policy, decoding_for, latency_points, profiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secrets
 from vla_runtime.evaluation.row import make_row
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
+from vla_runtime.machine import check_parent
 from vla_runtime.messages import env_document, policy_document
 from vla_runtime.types import Command, Image
 
@@ -93,6 +94,7 @@ class EpisodeRunner:
         options = config["policy"]
         self._remote = {name: options[name] for name in ("address", "encoding") if name in options}
         self._latencies = latency_points(config["loop"])
+        self._profiles = profiles(self._latencies)
         try:
             self._settings = Settings(config["loop"], config["limits"], config["safety"], spec, policy)
         except ValueError as error:
@@ -137,6 +139,7 @@ class EpisodeRunner:
             watchers = [one for one in (recorder, live) if one is not None]
 
             def on_tick(tick: Tick) -> None:
+                check_parent()
                 for watcher in watchers:
                     watcher(tick)
 
@@ -157,7 +160,12 @@ class EpisodeRunner:
         row["timeline"] = trace.timeline()
         row["recording"] = None if recorder is None else recording_name(job)
         if wanted and result.steps:
-            row["video"] = self._record(job, result.trace)
+            check_parent()
+            try:
+                row["video"] = self._record(job, result.trace)
+            except Exception:
+                # What broke the episode may break it again; and no film is worth a run.
+                _log.warning("%s: no video", job, exc_info=True)
         row["timing"] = {
             "wall_s": round(wall_s, 6),
             "reset_s": round(reset_s, 6),
@@ -201,7 +209,12 @@ class EpisodeRunner:
     @property
     def facts(self) -> dict[str, Any]:
         """What is the same in every row, and the names of the tasks; plain values."""
-        return {"common": self._common, "tasks": list(self._env.spec.tasks), "latencies": self._latencies}
+        return {
+            "common": self._common,
+            "tasks": list(self._env.spec.tasks),
+            "latencies": self._latencies,
+            "profiles": self._profiles,
+        }
 
     def close(self) -> None:
         """Close policy and environment."""

@@ -58,6 +58,8 @@ _log = logging.getLogger(__name__)
 
 # How a run is carried out, not what it measures: may differ when it is resumed.
 _BOOKKEEPING = ("out", "workers", "require", "timeout", "merge")
+# What makes an episode beside its configuration.
+_SAME = ("weights", "decode", "statistics", "contract", "control", "versions")
 # Of a policy that is served: where it is. What it is, rows say.
 _WAY_TO_POLICY = ("address", "timeout", "token", "ca")
 
@@ -101,10 +103,14 @@ def check_same_run(folder: Path, config: dict[str, Any]) -> None:
         raise ValueError(f"out={folder}: expected config.yaml beside episodes.jsonl, got none; choose another out=")
 
 
-def check_same_policy(folder: Path, rows: list[Row], common: Mapping[str, Any], address: str | None) -> None:
-    """ValueError where rows were made by a policy that has other weights now, or decodes otherwise, under one name.
+def check_same_parts(
+    folder: Path, rows: list[Row], common: Mapping[str, Any], profiles: Mapping[str, str], address: str | None
+) -> None:
+    """ValueError where rows were made by other software, in another world or with another policy under one name.
 
-    address: of a server. One that does not say what weights it serves is known by it alone.
+    That is: by a policy that has other weights now, or decodes otherwise, by other versions of a simulator, or with a
+    profile of latencies that was recorded again since. address: of a server. One that does not say what weights it
+    serves is known by it alone.
     """
     for row in rows:
         if address is not None and common["weights"] is None and row["timing"].get("address", address) != address:
@@ -112,11 +118,15 @@ def check_same_policy(folder: Path, rows: list[Row], common: Mapping[str, Any], 
                 f"out={folder}: expected to go on with the server at {row['timing'].get('address')}, which does not "
                 f"say what weights it serves, got {address}; start over in another out="
             )
-        for what in ("weights", "decode"):
-            if row[what] != common[what]:
+        found = {what: (row[what], common[what]) for what in _SAME}
+        latency = row["loop"]["latency"]
+        if latency in profiles:
+            found[f"profile {latency}"] = (row["loop"].get("profile"), profiles[latency])
+        for what, (then, now) in found.items():
+            if then != now:
                 raise ValueError(
-                    f"out={folder}: expected to go on with the {what} of its rows, {row[what]}, got {common[what]}; "
-                    "the policy was trained or calibrated again, so start over in another out="
+                    f"out={folder}: expected to go on with the {what} of its rows, {then}, got {now}; something was "
+                    "trained, calibrated, recorded or installed again, so start over in another out="
                 )
 
 

@@ -12,7 +12,7 @@ from vla_runtime.evaluation.folder import (
     Job,
     Row,
     RowFile,
-    check_same_policy,
+    check_same_parts,
     claim,
     config_differences,
     identity,
@@ -43,9 +43,9 @@ def merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
             if key in rows:
                 raise ValueError(f"merge: {key} is in more than one of {[str(p) for p in parts]}")
             rows[key] = row
-    first = next(iter(rows.values()), None)
-    for row in rows.values():
-        check_same_policy(folder, [row], first or row, (first or row)["timing"].get("address"))
+    ordered = in_order(rows.values())
+    profiles = {row["loop"]["latency"]: row["loop"]["profile"] for row in ordered if "profile" in row["loop"]}
+    check_same_parts(folder, ordered, ordered[0], profiles, ordered[0]["timing"].get("address"))
     shards = sorted(str(other["shard"]) for other in configs)
     count = int(shards[0].partition("/")[2] or 1)
     if shards != sorted(f"{i}/{count}" for i in range(count)):
@@ -56,6 +56,8 @@ def merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
             missing = [name for name in kept if not (part / name).is_file()]
             if missing:
                 raise ValueError(f"merge: expected {part} to hold what its rows name, got no {missing}")
+    if in_order(read_rows(folder)) not in ([], ordered):
+        raise ValueError(f"out={folder}: expected an empty folder, got one with other episodes; choose another out=")
     claim(folder, {**whole, "out": config["out"], "merge": None})
     for part in parts:
         for row in read_rows(part):
@@ -66,5 +68,5 @@ def merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
             if row.get("recording"):
                 (folder / "recordings").mkdir(exist_ok=True)
                 shutil.copyfile(part / row["recording"], folder / row["recording"])
-    RowFile(folder, in_order(rows.values())).close()
+    RowFile(folder, ordered).close()
     return finish(whole, sort_rows(folder), list(rows), folder)

@@ -21,10 +21,11 @@ def make_row(
     """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told."""
     task, episode, latency = job
     state = initial.get("initial_state")
+    profile = {"profile": facts["profiles"][latency]} if latency in facts["profiles"] else {}
     outcome = result.outcome
     return {
         **facts["common"],
-        "loop": {**facts["common"]["loop"], "latency": latency},
+        "loop": {**facts["common"]["loop"], "latency": latency, **profile},
         "task": task,
         "task_name": facts["tasks"][task],
         "episode": episode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from vla_runtime.disk import write_text
 from vla_runtime.evaluation.folder import Job, Row, job_of
 from vla_runtime.evaluation.report import write_report
 from vla_runtime.evaluation.statistics import wilson_interval
+
+_log = logging.getLogger(__name__)
 
 
 def finish(config: Config, rows: list[Row], requested: Sequence[Job], folder: Path) -> dict[str, Any]:
@@ -34,6 +37,12 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], 
     With several latencies the same episodes count several times: an interval is then told for each alone.
     """
     requested, points = len(jobs), by_latency(rows, jobs)
+    repeats = repeated(rows)
+    if repeats:
+        _log.warning(
+            "%d episodes begin in a state that another of the same task began in; intervals take them for independent",
+            repeats,
+        )
     successes = sum(row["success"] for row in rows)
     latencies = [latency for row in rows for latency in row["timing"]["latencies_ms"]]
     interval = wilson_interval(successes, requested)
@@ -51,10 +60,19 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], 
             "overruns": sum(row["timing"]["overruns"] for row in rows),
         },
         "by_latency": points,
+        "repeated_states": repeats,
         "premises_broken": sum(row["facts"].get("premise") is False for row in rows),
         "complete": len(rows) == requested,
         "out": str(folder),
     }
+
+
+def repeated(rows: Sequence[Row]) -> int:
+    """Episodes of one latency that begin in a state of their task in which one before began: LIBERO stores fifty."""
+    began = [
+        (row["task"], row["initial_state"], job_of(row).latency) for row in rows if row["initial_state"] is not None
+    ]
+    return len(began) - len(set(began))
 
 
 def by_latency(rows: Sequence[Row], jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.control.isolated import tell
+from vla_runtime.machine import Orphaned
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def run_jobs(
                 if worker.ready and worker.job is None and waiting:
                     worker.job, worker.tries = waiting.popleft()
                     worker.since = clock.now()
-                    worker.connection.send(worker.job)
+                    with suppress(OSError):  # one that has just died is found so below
+                        worker.connection.send(worker.job)
             if waiting is not None and not waiting:
                 for idle in [worker for worker in pool if worker.job is None]:
                     _stop(idle)
@@ -165,7 +167,7 @@ def _work(connection: Connection, build: Callable[..., tuple[Any, Work]], argume
         close = getattr(work, "close", None)
         if close is not None:
             close()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, Orphaned):
         return  # The parent is gone: nobody is left to tell.
     except Exception as error:
         _log.debug("", exc_info=True)
