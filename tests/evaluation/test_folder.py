@@ -7,6 +7,7 @@ import pytest
 from vla_runtime.evaluation.folder import (
     Job,
     RowFile,
+    check_same_parts,
     check_same_run,
     claim,
     in_order,
@@ -72,3 +73,12 @@ def test_an_episode_is_played_once_with_each_latency(tmp_path):
     RowFile(tmp_path, [late(0), late(0.0)]).close()
     with pytest.raises(ValueError, match="line 2 repeats"):
         read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["weights", "decode", "statistics", "contract", "control", "versions"])
+def test_rows_that_something_else_made_are_not_gone_on_with(tmp_path, what):
+    parts = dict.fromkeys(("weights", "decode", "statistics", "contract", "control", "versions"), "one")
+    made = {**row(0), **parts, "timing": {}}
+    check_same_parts(tmp_path, [made], parts, {}, None)
+    with pytest.raises(ValueError, match=f"expected to go on with the {what} of its rows, one, got another"):
+        check_same_parts(tmp_path, [made], {**parts, what: "another"}, {}, None)
