@@ -104,11 +104,14 @@ class Decode:
                     raise ValueError(f"{path}: expected how to decode, got {error}") from error
             if self.sampler is not None or self.steps is not None:
                 # Whoever says which steps, or how many, means these, from noise on and in full.
-                mode, steps = "exact" if known.mode == "bac" else known.mode, None if self.sampler else known.steps
+                full = "plain" if isinstance(head, DiscreteDiffusion) else "exact"
+                mode, steps = full if known.mode == "bac" else known.mode, None if self.sampler else known.steps
                 known = replace(known, mode=mode, warm_start=None, schedule=None, refresh=None, steps=steps)
+                known = replace(known, confident=None, deadline=None)
             # Nothing that the plain way can do.
             if self.schedule is not None or self.refresh is not None:
-                known = replace(known, mode="bac")
+                # A schedule is of the policy's own steps, unless others are asked for with it.
+                known = replace(known, mode="bac", sampler=None, steps=None, warm_start=None)
             elif known.mode == "plain" and (
                 self.warm_start is not None or (self.guide and isinstance(head, Diffusion))
             ):

@@ -166,7 +166,9 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
     for name, cache in caches:
         found.append(Variant(name, cache, head, PlainDecoder(head, cache), begin=cache.begin))
     if named is not None and (own := AUTO.named(named, head)) != PLAIN:
-        found.append(_prepared("as the checkpoint names", policy, own))
+        # In the precision that is timed, whichever it was calibrated in.
+        found.append(_prepared("as the checkpoint names", policy, replace(own, precision=None)))
+        found[-1].comparable = own.sampler in (None, recording.sampler)
     return found
 
 

@@ -40,6 +40,10 @@ def benched(*options):
 
 def test_every_way_to_denoise_is_timed_on_the_same_chunks(recorded, trained, tmp_path):
     folder = trained("diffusion", "head.denoising.steps=10", "head.denoising.train_steps=10", "tokenizer=none")
+    # Other steps than the plain way's, and calibrated in another precision than is timed.
+    (folder / "decode.json").write_text(
+        json.dumps({"mode": "exact", "sampler": "dpm", "steps": 5, "precision": "bf16"})
+    )
     found, code = benched(f"policy={folder}", f"data={recorded}", f"out={tmp_path}")
     assert code == 0
     (file,) = tmp_path.iterdir()
@@ -67,6 +71,7 @@ def test_every_way_to_denoise_is_timed_on_the_same_chunks(recorded, trained, tmp
     assert rows["warm start 0.2 + exact"]["flops_ratio"] == pytest.approx(fifth, rel=0.1)
     # Another sampler's chunks are other chunks: how far they are from plain's says nothing.
     assert rows["ddim 5 + exact"]["deviation"] is None
+    assert rows["as the checkpoint names"]["deviation"] is None
     others = {"ddim 5 + exact", "dpm 5 + exact", "diffusers first-block, 0.1", "diffusers TaylorSeer, every 10"}
     assert others <= set(rows)
     for row in rows.values():

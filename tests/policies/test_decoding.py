@@ -310,3 +310,16 @@ def test_steps_that_are_asked_for_are_those_that_are_taken(denoising):
     (denoising / "decode.json").write_text(json.dumps({"mode": "exact", "sampler": "ddim", "steps": 3}))
     assert load_policy(denoising, decode=Decode(sampler="ddpm")).spec.decode["steps"] == 12
     assert load_policy(denoising, decode=Decode(steps=4)).spec.decode["sampler"] == "ddim"
+
+
+def test_what_a_checkpoint_names_of_other_steps_is_left_with_them(make_policy, tmp_path):
+    """Refreshes and rounds that end early belong to its rounds, its steps to no schedule but theirs."""
+    head = make_policy("discrete_diffusion").head
+    (tmp_path / "decode.json").write_text(json.dumps({"mode": "bac", "refresh": [0, 2], "confident": 0.9}))
+    found = Decode(steps=4).named(tmp_path, head)
+    assert (found.mode, found.refresh, found.confident, found.steps) == ("plain", None, None, 4)
+    (tmp_path / "decode.json").write_text(json.dumps({"mode": "exact", "sampler": "dpm", "steps": 5}))
+    found = Decode(schedule="mine.json").named(tmp_path, make_policy("diffusion").head)
+    assert (found.mode, found.sampler, found.steps, found.schedule) == ("bac", None, None, "mine.json")
+    found = Decode(schedule="mine.json", sampler="ddim", steps=5).named(tmp_path, head)
+    assert (found.mode, found.sampler, found.steps) == ("bac", "ddim", 5)
