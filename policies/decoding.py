@@ -106,8 +106,8 @@ class Decode:
                 # Whoever says which steps, or how many, means these, from noise on and in full.
                 full = "plain" if isinstance(head, DiscreteDiffusion) else "exact"
                 mode, steps = full if known.mode == "bac" else known.mode, None if self.sampler else known.steps
-                known = replace(known, mode=mode, warm_start=None, schedule=None, refresh=None, steps=steps)
-                known = replace(known, confident=None, deadline=None)
+                theirs = dict.fromkeys(("warm_start", "schedule", "refresh", "confident", "deadline"))
+                known = replace(known, mode=mode, steps=steps, **theirs)
             # Nothing that the plain way can do.
             if self.schedule is not None or self.refresh is not None:
                 # A schedule is of the policy's own steps, unless others are asked for with it.

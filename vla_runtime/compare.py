@@ -7,8 +7,7 @@ candidate loses. The verdict is non-inferior when the whole 95 % interval of the
 
 What may differ between the runs is what a comparison is about: the policy, how it decodes, the loop that
 drives it, limits and safety; the report lists what does. Anything else that differs would be mistaken for an
-effect of these, and is refused. This file
-reads folders; it knows no environment, no policy and no torch.
+effect of these, and is refused. This file reads folders; it knows no environment, no policy and no torch.
 """
 
 from __future__ import annotations
@@ -195,7 +194,7 @@ def differing_facts(pairs: Sequence[tuple[Row, Row]]) -> list[str]:
         for name in sorted(facts_a.keys() | facts_b.keys()):
             one, other = facts_a.get(name), facts_b.get(name)
             if one != other:
-                seen[f"{name}: A has {one!r}, B has {other!r}"] += 1
+                seen[_told(name, one, other)] += 1
     return [f"{line} (in {count} of {len(pairs)} pairs)" for line, count in seen.items()]
 
 

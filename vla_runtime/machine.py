@@ -22,7 +22,8 @@ class Orphaned(BaseException):
 def check_parent() -> None:
     """Orphaned where the process that started this one by `multiprocessing` has ended."""
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
+    # Asked in every control period: a number, and no wait for the other process.
+    if parent is not None and os.getppid() != parent.pid:
         raise Orphaned
 
 
