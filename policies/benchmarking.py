@@ -80,7 +80,7 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
         policy = (Pi0Subject if preset["name"] == "pi0" else preset_policy)(preset, device, config["precision"])
         shown = random_observations(policy.spec, config["observations"] + 1 + EARLIER)
         made_from, *timed_on = [
-            Frame((shown[index],), None, tuple((one,) for one in shown[index - EARLIER : index]))
+            Frame((shown[index],), None, tuple((one,) for one in shown[index - EARLIER : index]), episode=index)
             for index in range(EARLIER, len(shown))
         ]
         if isinstance(policy, Pi0Subject):
@@ -156,11 +156,10 @@ def measure(
             one.chunks += 1
             if turn >= warmup:
                 one.seconds.append(stages.seconds)
-                index = turn % len(shown)
                 if one.comparable:
-                    one.deviation.setdefault(index, []).append(float((found - expected).abs().mean()))
+                    one.deviation.setdefault(frame.episode, []).append(float((found - expected).abs().mean()))
                 if wanted is not None:
-                    one.error.setdefault(index, []).append(float((found - wanted).abs().mean()))
+                    one.error.setdefault(frame.episode, []).append(float((found - wanted).abs().mean()))
         if turn % 20 == 0:
             _log.info("round %d of %d, %d variants", turn + 1, warmup + repeats, len(variants))
 
@@ -240,7 +239,7 @@ def _row(one: Variant, plain: Variant, policy: Any, evaluations: float | None, f
 
 
 def _middle(values: Mapping[int, Sequence[float]]) -> tuple[float | None, tuple[float, float] | None]:
-    """The median over observations, and its interval: what was seen several times is one observation."""
+    """The median over episodes, and its interval: observations of one episode do not count as several."""
     if not values:
         return None, None
     means = np.array([np.mean(one) for one in values.values()])

@@ -25,7 +25,7 @@ from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.judging import Frame, Judgement, frames, homogeneity, judge, overlap
 from policies.plots import pareto
 from policies.shipped import folder_of
-from policies.verdicts import at_equal_time, best_of, families, guards, rivals, row_of, with_front
+from policies.verdicts import at_equal_time, best_of, episodes_needed, families, guards, rivals, row_of, with_front
 from policies.vla import VLAPolicy
 from policies.ways import (
     CAPTURED,
@@ -111,6 +111,14 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     episodes = np.array([frame.episode for frame in rest])
     rows = with_front([row_of(name, own, figures, episodes) for name, own in figures.items()])
     best, _ = best_of(rows, ways, config["tolerance"])
+    count = len(set(episodes.tolist()))
+    needed = episodes_needed(rows, count, config["tolerance"])
+    if needed is not None:
+        _log.warning(
+            "tolerance=%g is narrower than %d episodes can show of another noise alone, so that good ways may be "
+            "passed over; judge on %d or more",
+            config["tolerance"], count, needed,
+        )  # fmt: skip
     told, schedule_file = best, None
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "hardware": hardware(), "sampler": sampler,
@@ -118,7 +126,7 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
         "threads": torch.get_num_threads(), "torch": torch.__version__, "precision": policy.precision,
         "steps": steps, "recorded": len(recorded), "judged": len(rest),
         "noises": figures["plain"].expert_error.shape[1],
-        "episodes": len(set(episodes.tolist())), "tolerance": config["tolerance"], "recommendation": best,
+        "episodes": count, "episodes_needed": needed, "tolerance": config["tolerance"], "recommendation": best,
         "cached": None, "rows": rows,
     }  # fmt: skip
     if recording is not None:

@@ -38,8 +38,8 @@ class Decoder(Protocol):
     ) -> Tensor: ...
 
 
-# Mean difference of normalised rows below which two places of a chunk hold the same.
-_ALIKE = 1e-6
+# Mean difference of normalised rows below which rows are those of a place, whatever rounding did to them.
+_ALIKE = 1e-3
 
 
 class PlainDecoder:
@@ -212,11 +212,11 @@ class Before:
     """The chunk before as a guess of the next: shifted by the time that has passed, its end held.
 
     neutral_A: the row that moves nothing, in [-1, 1]; NaN where the last row is held, as absolute goals and grippers
-    are.
+    are. kept_A: bool, what is executed as it was decoded, which a gripper that is open or closed is not.
     """
 
-    def __init__(self, period: float, neutral_A: Tensor):
-        self._period, self._neutral = period, neutral_A
+    def __init__(self, period: float, neutral_A: Tensor, kept_A: Tensor):
+        self._period, self._neutral, self._kept = period, neutral_A, kept_A
         self._last: tuple[Tensor, float, str] | None = None
 
     def guess(self, time: float, instruction: str, given_1cA: Tensor | None = None) -> Tensor | None:
@@ -236,18 +236,17 @@ class Before:
     def passed(self, time: float, given_1cA: Tensor | None = None) -> int:
         """Rows that lie between the chunk before and one from `time` on, as `guess` counts them.
 
-        Where several places of the chunk before hold the given rows alike, as in one that stands still, it is the one
-        that time says.
+        Where several places of the chunk before hold the given rows, as in one that stands still, it is the nearest to
+        what time says; where none does, since the chunk was refused or its rows were changed, it is what time says.
         """
         assert self._last is not None
         rows, by_time = self._last[0], round((time - self._last[1]) / self._period)
         if given_1cA is None or not given_1cA.shape[1]:
             return by_time
-        count = given_1cA.shape[1]
-        windows = rows.unfold(1, count, 1).transpose(2, 3)
-        apart = (windows - given_1cA[:, None].to(rows)).abs().mean((0, 2, 3))
-        alike: list[int] = torch.nonzero(apart <= apart.min() + _ALIKE).flatten().tolist()
-        return min(alike, key=lambda place: abs(place - by_time))
+        windows = rows.unfold(1, given_1cA.shape[1], 1).transpose(2, 3)
+        apart = (windows - given_1cA[:, None].to(rows))[..., self._kept].abs().mean((0, 2, 3))
+        alike: list[int] = torch.nonzero(apart <= _ALIKE).flatten().tolist()
+        return min(alike, key=lambda place: abs(place - by_time), default=by_time)
 
     def forget(self) -> None:
         """There is no chunk before."""
@@ -261,8 +260,8 @@ class Before:
 class WarmStart(Before):
     """The chunk before as what denoising begins with. share: of `steps` that are then taken; the rest as `Before`."""
 
-    def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor):
-        super().__init__(period, neutral_A)
+    def __init__(self, share: float, steps: int, period: float, neutral_A: Tensor, kept_A: Tensor):
+        super().__init__(period, neutral_A, kept_A)
         self.first = self.begins(share, steps)
 
     @staticmethod

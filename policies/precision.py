@@ -38,7 +38,13 @@ def set_precision(backbone: nn.Module, others: Sequence[nn.Module], device: torc
             f"decode.precision={name}: expected torchao, got {error}; run pip install 'vla_runtime[quantise]'"
         ) from error
     config: Any = Int8WeightOnlyConfig() if name == "int8" else Float8WeightOnlyConfig()
-    quantize_(backbone.requires_grad_(False), config)
+    quantize_(backbone.requires_grad_(False), config, _fits_eight_bits)
+
+
+def _fits_eight_bits(module: nn.Module, name: str) -> bool:
+    # A vocabulary's output layer keeps 16 bits, as is usual; heads that speak in words pick rows of it, which torchao's
+    # fp8 has not.
+    return isinstance(module, nn.Linear) and not name.endswith("lm_head")
 
 
 def precision_of(backbone: nn.Module) -> str:

@@ -5,6 +5,7 @@ Pure functions from judgements to numbers; observations of one episode count as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from policies.decoders import WarmStart
 from policies.decoding import Decode
-from policies.judging import Judgement
+from policies.judging import OTHER_NOISE, Judgement
 from policies.ways import CAPTURED, scheduled
 from vla_runtime.decoding.bac import Array, Schedule
 from vla_runtime.evaluation.resampling import bootstrap_interval
@@ -76,6 +77,22 @@ def best_of(rows: Sequence[Mapping[str, Any]], among: Collection[str], tolerance
     if good:
         return str(min(good, key=lambda row: row["p50_ms"])["variant"]), True
     return str(min(known, key=lambda row: row["worse_than_plain_interval"][1])["variant"]), False
+
+
+def episodes_needed(rows: Sequence[Mapping[str, Any]], episodes: int, tolerance: float) -> int | None:
+    """From how many episodes on another noise would be shown to be within the tolerance; None where it is, or none is.
+
+    Where plain itself, with other noise, is not, no way whose noise counts can be, however good it is. Intervals
+    narrow with the root of how many there are.
+    """
+    plain, other = (next((row for row in rows if row["variant"] == name), None) for name in ("plain", OTHER_NOISE))
+    if plain is None or other is None:
+        return None
+    low, high = other["worse_than_plain_interval"]
+    allowed = tolerance * plain["expert_error"]
+    if high <= allowed or allowed == 0:
+        return None
+    return max(episodes + 1, math.ceil(episodes * float((high - low) / 2 / allowed) ** 2))
 
 
 def guards(figures: Mapping[str, Judgement], ways: Mapping[str, Decode], cached: str, steps: int) -> dict[int, float]:

@@ -31,7 +31,8 @@ from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecM
 class VLAPolicy:
     """Policy over a backbone and a head. state, action: how contract units become [-1, 1]; max_committed is the spec's.
 
-    decode: how; the head's own plain way by default. Nothing of an episode is kept here: sessions may be
+    decode: how; the head's own plain way by default; `trained` is the spec as it was given, before it says how the
+    policy decodes. Nothing of an episode is kept here: sessions may be
     interleaved at will. ValueError for a decode that the head or the backbone cannot do.
     """
 
@@ -44,7 +45,7 @@ class VLAPolicy:
         action: Normalise,
         decode: Decode = PLAIN,
     ):
-        self._own_head = head.eval()
+        self._own_head, self.trained = head.eval(), spec
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
         self._running = running(backbone, decode)
@@ -55,6 +56,8 @@ class VLAPolicy:
         self._spec = replace(
             spec,
             decode={"mode": decode.mode, "precision": precision, **facts},
+            # Guidance needs no training: any rows can be given.
+            max_committed=spec.horizon - 1 if self._guide else spec.max_committed,
             curves=self._tokenizer is not None,
             pins=isinstance(self.head, DiscreteDiffusion) and isinstance(tokenizer, Bins),
         )
@@ -74,7 +77,7 @@ class VLAPolicy:
 
     def decoding(self, decode: Decode) -> VLAPolicy:
         """The same policy, with the same weights, decoding in another way. ValueError for one it cannot do."""
-        return VLAPolicy(self._spec, self.backbone, self._own_head, self.state, self.action, decode)
+        return VLAPolicy(self.trained, self.backbone, self._own_head, self.state, self.action, decode)
 
     def decoder(self) -> Decoder:
         """What a session decodes with: (context, committed, noise, batch) -> actions float [B, T, A] in [-1, 1]."""
@@ -88,13 +91,19 @@ class VLAPolicy:
         """What a session begins its chunks with, or None for noise."""
         if self._warm_start is None:
             return None
-        neutral = neutral_row(self._spec.action, self.action).to(self.device)
-        return WarmStart(self._warm_start, self._spec.decode["steps"], self._spec.period, neutral)
+        return WarmStart(self._warm_start, self._spec.decode["steps"], *self._memory())
 
     def before(self) -> Before | None:
         """What a session remembers of its last chunk in order to draw the next to it, or None."""
-        neutral = neutral_row(self._spec.action, self.action).to(self.device)
-        return Before(self._spec.period, neutral) if self._guide else None
+        return Before(*self._memory()) if self._guide else None
+
+    def _memory(self) -> tuple[float, Tensor, Tensor]:
+        """What `Before` needs to know of an action."""
+        kept = torch.ones(self._spec.action.size, dtype=torch.bool)
+        for part, _, _ in self._binary:
+            kept[part] = False
+        neutral = neutral_row(self._spec.action, self.action)
+        return self._spec.period, neutral.to(self.device), kept.to(self.device)
 
     @property
     def spec(self) -> PolicySpec:
@@ -232,7 +241,7 @@ class VLASession:
         facts: dict[str, float] = {}
         if self._before is not None:
             guide = self._guide(observation, given)
-            unit = self._decode(context, given if guide is None else None, noise, 1, None, 0, guide)
+            unit = self._decode(context, None, noise, 1, None, 0, guide)
             self._before.keep(unit, observation.time, observation.instruction)
             facts["guided"] = float(guide is not None)
         elif self._warm is None:
@@ -259,15 +268,20 @@ class VLASession:
                 memory.forget()
 
     def _guide(self, observation: Observation, given: Committed | None) -> Guide | None:
-        """The rest of the chunk before, with the rows that are given; None where it says nothing of now."""
+        """The given rows and the rest of the chunk before, where it says something of now; None without either."""
         assert self._before is not None
         rows = _rows(given)
         target = self._before.guess(observation.time, observation.instruction, rows)
-        if target is None:
+        if target is None and rows is None:
             return None
-        passed, count = self._before.passed(observation.time, rows), 0
+        count = 0 if rows is None else rows.shape[1]
+        if target is None:
+            spec = self._policy.spec
+            target = torch.zeros(1, spec.horizon, spec.action.size, device=self._policy.device)
+            passed = spec.horizon - count
+        else:
+            passed = self._before.passed(observation.time, rows)
         if rows is not None:
-            count = rows.shape[1]
             target = torch.cat([rows.to(target), target[:, count:]], dim=1)
         return Guide(target, soft_weights(target.shape[1], count, passed))
 

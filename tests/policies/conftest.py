@@ -36,11 +36,11 @@ def dataset(recorded):
 
 @pytest.fixture
 def make_policy(dataset):
-    def make(head="beast", tokenizer=None, **options):
+    def make(head="beast", tokenizer=None, max_committed=RECIPE.max_committed, **options):
         if tokenizer is None and head in ("beast", "discrete_diffusion", "autoregressive"):
             tokenizer = {"name": "bspline"}
         return policy_for(
-            dataset, "small", SMALL, {"name": head, **options}, tokenizer, max_committed=RECIPE.max_committed, seed=0
+            dataset, "small", SMALL, {"name": head, **options}, tokenizer, max_committed=max_committed, seed=0
         )
 
     return make

@@ -168,7 +168,7 @@ def test_a_warm_start_begins_with_noise_where_the_chunk_before_says_nothing(deno
 def test_a_guess_is_the_rest_of_the_chunk_before_and_its_end_held():
     # An absolute goal that moves evenly, an increment that is even, and a gripper.
     rows = torch.stack([torch.arange(6.0) / 10, torch.full((6,), 0.3), torch.tensor([-1.0, -1, 1, 1, 1, 1])], -1)[None]
-    warm = WarmStart(0.5, 10, 0.05, torch.tensor([torch.nan, -0.2, torch.nan]))
+    warm = WarmStart(0.5, 10, 0.05, torch.tensor([torch.nan, -0.2, torch.nan]), torch.ones(3).bool())
     assert warm.first == 5
     assert warm.guess(0.0, "go") is None
     warm.keep(rows, 1.0, "go")

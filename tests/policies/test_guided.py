@@ -49,17 +49,39 @@ def test_the_next_chunk_is_drawn_to_the_one_before(make_policy, seen, head):
     assert guided[2] < 0.6 * plain[2]
 
 
+@pytest.mark.parametrize("most", [0, 2])
 @pytest.mark.parametrize("head", WAYS)
-def test_given_rows_are_kept_and_another_instruction_is_another_task(make_policy, seen, head):
-    policy = make_policy(head).decoding(Decode(WAYS[head], guide=True))
+def test_given_rows_are_kept_and_another_instruction_is_another_task(make_policy, seen, head, most):
+    """Whether or not the network was trained for given rows."""
+    own = make_policy(head, max_committed=most)
+    policy = own.decoding(Decode(WAYS[head], guide=True))
+    assert policy.spec.max_committed == policy.spec.horizon - 1
+    assert policy.decoding(Decode(WAYS[head])).spec.max_committed == most
     session = policy.begin(0)
     first = session.predict([seen])
-    rows = first.actions[2:4]
+    rows = first.actions[2:6]
     later = replace(seen, time=seen.time + 2 * policy.spec.period)
     second = session.predict([later], rows)
-    assert np.array_equal(second.actions[:2], rows)
+    assert np.array_equal(second.actions[:4], rows)
     other = replace(later, instruction="something else")
     assert session.predict([other]).facts["guided"] == 0.0
+
+
+@pytest.mark.parametrize("head", WAYS)
+def test_of_another_task_a_chunk_is_drawn_to_the_rows_that_are_given_alone(make_policy, seen, head):
+    policy = make_policy(head, max_committed=0).decoding(Decode(WAYS[head], guide=True))
+    other = replace(seen, instruction="something else")
+
+    def second(before, rows):
+        session = policy.begin(0)
+        session.predict([before])
+        return session.predict([other], rows)
+
+    low, high = (np.full((4, policy.spec.action.size), value, np.float32) for value in (-0.05, 0.05))
+    one, another = (second(before, low) for before in (seen, replace(seen, state=seen.state + 0.1)))
+    assert one.facts["guided"] == 1.0
+    assert np.array_equal(one.actions, another.actions)  # whatever the chunk before said
+    assert not np.array_equal(one.actions[4:], second(seen, high).actions[4:])
 
 
 @pytest.mark.parametrize(

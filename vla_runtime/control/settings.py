@@ -84,8 +84,7 @@ class Settings:
             raise ValueError(
                 f"loop.planner={planner}: expected loop.clock=system, got a clock on which nothing runs beside"
             )
-        # A policy that is never told of rows can still be drawn to what it said before.
-        self._prefix = name in _TOLD and policy.max_committed > 0
+        self._prefix = name in _TOLD
         self._level, self._groups = limits["level"], _with_stated(env.action, read_groups(limits["groups"]))
         self._timeouts = Timeouts(**safety)
         self._join = self._made_join(name, loop.get("continuity", 1), loop.get("pace", 1.0))

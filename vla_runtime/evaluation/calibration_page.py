@@ -62,6 +62,11 @@ def verdict(calibration: Mapping[str, Any]) -> str:
     best, cached = calibration["recommendation"], calibration["cached"]
     allowed = f"at most {calibration['tolerance']:.0%} further from recorded ones than the plain decode's"
     found = f"Recommended: <b>{escape(best)}</b>, the fastest whose chunks are shown to be, on average, {allowed}. "
+    if calibration.get("episodes_needed"):
+        found += (
+            f"Of another noise alone {calibration['episodes']} episodes do not show it, so that good ways may be "
+            f"passed over: judge on {calibration['episodes_needed']} or more. "
+        )
     if cached is None:
         return found
     if not best.startswith(cached):

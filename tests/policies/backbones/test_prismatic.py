@@ -11,6 +11,7 @@ import torch
 from decodes import captured_reads_no_values
 from rounds import kept_equals_anew
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from policies.backbones.prismatic import Prismatic, PrismaticConfig
@@ -19,6 +20,7 @@ from policies.backbones.prismatic_vision import FusedVision, TowerConfig
 from policies.batch import Batch
 from policies.heads.beast import Beast
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.precision import precision_of, set_precision
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.masked import MaskedDecoding
@@ -401,6 +403,17 @@ def test_actions_may_be_words_of_the_vocabulary(attention):
     assert backbone.language_model.lm_head.weight.grad[backbone.action_ids].abs().sum() > 0
     with pytest.raises(ValueError, match="expected tokenizer=bins and max_committed=0"):
         DiscreteDiffusion(bins, WIDTH, 2, words="backbone")
+
+
+def test_in_eight_bits_words_can_still_be_picked():
+    backbone = tiny()
+    set_precision(backbone, [], "cpu", "int8")
+    assert precision_of(backbone) == "int8"
+    # Of quantised weights, those in fp8 have no rows to pick.
+    assert type(backbone.language_model.lm_head.weight) is nn.Parameter
+    hidden = slots_of(1, 4).bfloat16()
+    picked = backbone.logits(hidden, backbone.action_ids)
+    torch.testing.assert_close(picked, backbone.logits(hidden)[..., backbone.action_ids])
 
 
 def rounds_of(backbone, context, rounds, seed=0):
