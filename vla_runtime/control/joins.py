@@ -171,8 +171,11 @@ class Spline(Newest):
                 "none; state limits.groups"
             )
         self._spec, self._continuity, self._pace = spec, continuity, pace
-        self._bounds = [(name, 1, most) for name, most in (fastest or {}).items()]
-        self._bounds += [(name, 2, most) for name, most in (hardest or {}).items()]
+        # By group: the orders of derivatives that are limited, and to what.
+        self._bounds: dict[str, dict[int, float]] = {}
+        for order, limits in ((1, fastest), (2, hardest)):
+            for name, most in (limits or {}).items():
+                self._bounds.setdefault(name, {})[order] = most
 
     def accept(self, chunk: ActionChunk, before: ActionChunk | None, begins: float) -> ActionChunk | None:
         """SpecMismatch for a chunk without a curve; ValueError where its curve has too few control points."""
@@ -220,14 +223,17 @@ class Spline(Newest):
 
         Of its acceleration this leaves out what columns do that get shorter and longer again.
         """
-        for name, order, most in self._bounds:
+        speed = curve.derivative()
+        for name, bounds in self._bounds.items():
             part = self._spec.slices[name]
             dims = [index for index, dim in enumerate(curved) if part.start <= dim < part.stop]
-            bound = curve.derivative() if order == 1 else curve.derivative().derivative()
             turns = self._spec.group(name).rotation == "rot6d"
             scale = _turning(SplineCurve(curve.points[:, dims], curve.degree, curve.duration)) if turns else 1.0
-            if scale * np.linalg.norm(bound.points[:, dims], axis=1).max() > most * (1 + 1e-9):
-                return True
+            for order, most in bounds.items():
+                bound = speed if order == 1 else speed.derivative()
+                fastest = np.linalg.norm(bound.points[:, dims], axis=1).max()
+                if scale * fastest > most * (1 + 1e-9):
+                    return True
         return False
 
 
