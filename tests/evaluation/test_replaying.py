@@ -66,6 +66,8 @@ def test_a_crash_costs_the_last_tick_at_most(tmp_path, caplog):
     path.write_bytes(data[:3000] + b"\xff" + data[3001:])
     with pytest.raises(ValueError, match="expected whole frames, got damage at byte"):
         Recording(path)
+    with pytest.raises(ValueError, match=f"other.rec: expected a recording, got No such file.*; there are {path.name}"):
+        Recording(path.with_name("other.rec"))
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="expected a recording"):
         Recording(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,18 @@ def test_each_latency_is_told_for_itself(tmp_path: Path) -> None:
     assert "100 ms" in page
     assert "300 ms" in page
     assert "200 ms" not in page
+
+
+def test_latencies_come_in_their_order_and_films_say_theirs(tmp_path: Path) -> None:
+    rows = [
+        row(0, 0, success=False, video=f"videos/{late}.mp4", loop={"latency": late}) for late in (0.0, 0.2, 1.0, 0.05)
+    ]
+    page = write_report(folder(tmp_path, rows)).read_text()
+    tasks, films = (page.split(part)[1].split("<h2>")[0] for part in ("Success per task", "Videos (4)"))
+    name = escape(rows[0]["task_name"])
+    places = [tasks.index(f"{name}, latency {late}s<") for late in ("0", "0.05", "0.2", "1")]
+    assert places == sorted(places)
+    assert [films.count(f"{name}, latency {late}s <span") for late in ("0", "0.05", "0.2", "1")] == [0, 1, 1, 1]
 
 
 def test_success_against_latency_is_drawn(tmp_path: Path) -> None:

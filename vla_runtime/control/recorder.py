@@ -27,6 +27,8 @@ _MAGIC = b"VLAREC\x01\n"
 # Begins every frame: where one is damaged, it tells whether others follow.
 _SYNC = b"\xf5VLA"
 _HEAD = struct.Struct("<4sII")
+# Of the recordings beside one that is not there.
+_NAMED = 8
 _log = logging.getLogger(__name__)
 
 
@@ -131,7 +133,7 @@ class Recording:
     """A file that a `Recorder` wrote. header: its; ticks: maps as written; end: None for a run that was cut short, its
     `last` how far the tick had come that an exception ended.
 
-    A damaged end is dropped with a warning. ValueError for a file of another kind, and for damage anywhere else.
+    A damaged end is dropped with a warning. ValueError for none, a file of another kind, and for damage anywhere else.
     """
 
     def __init__(self, path: Path):
@@ -165,7 +167,11 @@ class Recording:
 
 
 def _frames(path: Path) -> Iterator[dict[str, Any]]:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        beside = ", ".join(sorted(other.name for other in path.parent.glob("*.rec"))[:_NAMED]) or "none"
+        raise ValueError(f"{path}: expected a recording, got {error.strerror}; there are {beside}") from error
     if not data.startswith(_MAGIC):
         raise ValueError(f"{path}: expected a recording, got {data[:8]!r} at its beginning")
     place = len(_MAGIC)

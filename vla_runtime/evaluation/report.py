@@ -139,7 +139,8 @@ def _tasks(rows: Sequence[Row]) -> str:
         label = latency_label(row["loop"]["latency"]) if len(latencies) > 1 else ""
         by_task[row["task"], label].append(row)
     lines = []
-    for (task, label), members in sorted(by_task.items()):
+    # Rows come in the order of latencies, which is not that of their names.
+    for (task, label), members in sorted(by_task.items(), key=lambda item: item[0][0]):
         successes, n = sum(bool(row["success"]) for row in members), len(members)
         low, high = interval = wilson_interval(successes, n)
         progress = [row["progress"] for row in members if row.get("progress") is not None]

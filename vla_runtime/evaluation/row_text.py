@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from vla_runtime.evaluation.folder import latency_label
+
 Row = Mapping[str, Any]
 
 
 def episode(row: Row) -> str:
-    """Which episode it is, and of what."""
-    return escape(f"task {row['task']} episode {row['episode']}: {row['task_name']}")
+    """Which episode it is, of what, and with which latency if with one."""
+    latency = row["loop"].get("latency")
+    late = f", latency {latency_label(latency)}" if latency else ""
+    return escape(f"task {row['task']} episode {row['episode']}: {row['task_name']}{late}")
 
 
 def result(row: Row) -> str:
