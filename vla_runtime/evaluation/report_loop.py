@@ -95,9 +95,9 @@ def _control(title: str, rows: Sequence[Row]) -> str:
     for name, what in counts.items():
         tell(what, [row.get(name) for row in rows])
     for group in sorted({group for row in rows for group in row.get("smoothness") or ()}):
-        for name in ("seam_jump", "seam_velocity_jump", "jerk", "lag"):
+        for name, unit in (("seam_jump", ""), ("seam_velocity_jump", "/s"), ("jerk", "/s³"), ("lag", "s")):
             found = [(row.get("smoothness") or {}).get(group, {}).get(name) for row in rows]
-            tell(f"{group}: {name.replace('_', ' ')}", found, "s" if name == "lag" else "")
+            tell(f"{group}: {name.replace('_', ' ')}", found, unit)
     for share in ("p50", "p95", "p99"):
         errors = [(row["timing"].get("period_error_ms") or {}).get(share) for row in rows]
         tell(f"period error, {share} of an episode", errors, "ms")
@@ -113,7 +113,9 @@ def _control(title: str, rows: Sequence[Row]) -> str:
             (f"safety, {episode(row)}", f"{escape(str(what))} at {when:.2f} s", escape(str(why)), "")
             for when, what, why in row.get("safety") or ()
         )
-    return section(title, table(lines, ("", "#median", "#largest", "#episodes"))) if lines else ""
+    told = '<div class="soft">Jumps and jerk are in the unit of their group: metres, radians.</div>'
+    note = told if any(row.get("smoothness") for row in rows) else ""
+    return section(title, table(lines, ("", "#median", "#largest", "#episodes")) + note) if lines else ""
 
 
 def timelines(rows: Sequence[Row]) -> str:
