@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from decodes import captured_reads_no_values
-from rounds import kept_equals_anew
-from tokenizers import Tokenizer, models, pre_tokenizers
+from prismatics import ATTENTION, INSTRUCTIONS, WIDTH, batch, loud, slots_of, tiny, words
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from policies.backbones.prismatic import Prismatic, PrismaticConfig
-from policies.backbones.prismatic_slots import LanguageConfig
+from policies.backbones.prismatic import Prismatic
 from policies.backbones.prismatic_vision import FusedVision, TowerConfig
 from policies.batch import Batch
 from policies.heads.beast import Beast
@@ -24,61 +22,8 @@ from policies.precision import precision_of, set_precision
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.masked import MaskedDecoding
-from vla_runtime.decoding.prefix import RefreshedPrefix
 
-WIDTH, ROWS, SIZE = 32, 8, 2
-INSTRUCTIONS = ("Lift", "put it down", *(f"do {number}" for number in range(8)))
-ATTENTION = ("prefix_lm", "oft")
-
-
-def words():
-    """A tokenizer of whole words."""
-    text = "In: What action should the robot take to " + "? ".join(INSTRUCTIONS).lower() + "? put it do Out:"
-    ids = {word: index for index, word in enumerate(dict.fromkeys(["<unk>", "<s>", "</s>", *text.split()]))}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tokenizer
-
-
-def tiny(attention="prefix_lm", cameras=("a", "b"), **options):
-    torch.manual_seed(0)
-    config = PrismaticConfig(
-        cameras,
-        state_size=3,
-        tokenizer=words().to_str(),
-        dino=TowerConfig(16, 2, 2, 32),
-        siglip=TowerConfig(24, 2, 2, 40),
-        language=LanguageConfig(WIDTH, 48, 2, 4, 2, 320),
-        image_size=28,
-        **{"max_text_tokens": 16, "extra_token": 310, "action_end": 300, "mask_id": 301, "attention": attention}
-        | options,
-    )
-    return Prismatic(config).eval()
-
-
-def loud(attention="prefix_lm", **options):
-    """Weights so large that whatever reaches a hidden state moves it by much more than rounding does."""
-    backbone = tiny(attention, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in backbone.parameters():
-            value.copy_(
-                torch.randn(value.shape, generator=generator) * (value.shape[-1] ** -0.5 if value.ndim > 1 else 1)
-            )
-    return backbone
-
-
-def batch(*instructions, cameras="ab"):
-    generator = torch.Generator().manual_seed(len(instructions))
-    count = len(instructions)
-    images = {
-        name: torch.randint(0, 256, (count, 40, 40, 3), generator=generator, dtype=torch.uint8) for name in cameras
-    }
-    return Batch(images, torch.randn(count, 3, generator=generator), instructions)
-
-
-def slots_of(count, length, seed=5):
-    return torch.randn(count, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+ROWS, SIZE = 8, 2
 
 
 def plain(backbone, sample, slots, mask_LL=None, cond=None):
@@ -414,61 +359,6 @@ def test_in_eight_bits_words_can_still_be_picked():
     hidden = slots_of(1, 4).bfloat16()
     picked = backbone.logits(hidden, backbone.action_ids)
     torch.testing.assert_close(picked, backbone.logits(hidden)[..., backbone.action_ids])
-
-
-def rounds_of(backbone, context, rounds, seed=0):
-    """What slots that change from round to round are told."""
-    backbone = backbone if hasattr(backbone, "begin") else RefreshedPrefix(backbone, range(rounds))
-    backbone.begin()
-    return [backbone.step(context, slots_of(1, 5, seed=seed + index)) for index in range(rounds)]
-
-
-def test_a_prefix_refreshed_in_every_round_is_the_plain_step_bit_for_bit():
-    backbone = loud("oft")
-    context = backbone.encode(batch("Lift"))
-    plain = [backbone.step(context, slots_of(1, 5, seed=index)) for index in range(3)]
-    assert all(map(torch.equal, plain, rounds_of(RefreshedPrefix(backbone, range(3)), context, 3)))
-
-
-def test_a_kept_prefix_is_right_for_the_slots_it_was_made_with_and_not_for_others():
-    backbone = loud("oft")
-    context = backbone.encode(batch("Lift"))
-    slots = slots_of(1, 5, seed=0)
-    hidden, kept = backbone.step_keeping(context, slots, None, None)
-    again, _ = backbone.step_keeping(context, slots, None, None, kept)
-    torch.testing.assert_close(again, hidden, rtol=0, atol=1e-4)
-    other = slots_of(1, 5, seed=1)
-    full, _ = backbone.step_keeping(context, other, None, None)
-    stale, _ = backbone.step_keeping(context, other, None, None, kept)
-    assert not torch.allclose(stale, full, atol=1e-3)
-
-
-def test_rounds_between_refreshes_run_the_slots_alone_and_nothing_is_kept_over_decodes():
-    backbone = loud("oft")
-    lengths = []
-    backbone._llama.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-    context = backbone.encode(batch("Lift"))
-    whole = context.prefix_BND.shape[1] + 5 + 1
-    kept = RefreshedPrefix(backbone, [0, 2])
-    first = rounds_of(kept, context, 4)
-    assert lengths == [whole, 7, whole, 7]
-    assert kept.refreshed == 2
-    # Another observation begins anew, also where nobody says so.
-    other = backbone.encode(batch("put it down"))
-    assert torch.equal(kept.step(other, slots_of(1, 5, seed=9)), backbone.step(other, slots_of(1, 5, seed=9)))
-    assert all(map(torch.equal, first, rounds_of(kept, context, 4)))
-
-
-def test_a_prefix_that_never_sees_slots_needs_no_refreshing():
-    backbone = tiny("prefix_lm")
-    with pytest.raises(ValueError, match="expected attention oft, got prefix_lm"):
-        rounds_of(RefreshedPrefix(backbone, [0]), backbone.encode(batch("Lift")), 1)
-    with pytest.raises(ValueError, match="expected rounds from 0 on"):
-        RefreshedPrefix(backbone, [-1])
-
-
-def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say():
-    kept_equals_anew(loud(), batch(*INSTRUCTIONS[:2]), WIDTH)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
