@@ -113,8 +113,8 @@ def _control(title: str, rows: Sequence[Row]) -> str:
             (f"safety, {episode(row)}", f"{escape(str(what))} at {when:.2f} s", escape(str(why)), "")
             for when, what, why in row.get("safety") or ()
         )
-    told = '<div class="soft">Jumps and jerk are in the unit of their group: metres, radians.</div>'
-    note = told if any(row.get("smoothness") for row in rows) else ""
+    units = '<div class="soft">Jumps and jerk are in the unit of their group: metres, radians.</div>'
+    note = units if any(row.get("smoothness") for row in rows) else ""
     return section(title, table(lines, ("", "#median", "#largest", "#episodes")) + note) if lines else ""
 
 
