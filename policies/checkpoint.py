@@ -122,7 +122,7 @@ def save_policy(
 ) -> None:
     """Write a checkpoint: into a folder beside it, then renamed, so that what was there stays whole until then."""
     folder = Path(folder)
-    spec, head, backbone = policy.trained, policy.head, policy.backbone
+    spec, head, backbone = policy.trained_spec, policy.head, policy.backbone
     tokenizer = getattr(head, "tokenizer", None)
     document = {
         "version": VERSION,

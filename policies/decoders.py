@@ -225,28 +225,32 @@ class Before:
         given_1cA: rows that will be executed first. Where they are in the chunk before says how many of it have passed,
         also when the robot has held meanwhile.
         """
-        if self._last is None or self._last[2] != instruction:
-            return None
-        rows, passed = self._last[0], self.passed(time, given_1cA)
-        if not 0 <= passed < rows.shape[1]:
-            return None
-        end = torch.where(self._neutral.isnan(), rows[:, -1], self._neutral)
-        return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
+        passed = self.passed(time, instruction, given_1cA)
+        return None if passed is None else self.rest(passed)
 
-    def passed(self, time: float, given_1cA: Tensor | None = None) -> int:
-        """Rows that lie between the chunk before and one from `time` on, as `guess` counts them.
+    def passed(self, time: float, instruction: str, given_1cA: Tensor | None = None) -> int | None:
+        """Rows that lie between the chunk before and one from `time` on; None where it says nothing of it.
 
         Where several places of the chunk before hold the given rows, as in one that stands still, it is the nearest to
         what time says; where none does, since the chunk was refused or its rows were changed, it is what time says.
         """
+        if self._last is None or self._last[2] != instruction:
+            return None
+        rows, found = self._last[0], round((time - self._last[1]) / self._period)
+        if given_1cA is not None and given_1cA.shape[1]:
+            windows = rows.unfold(1, given_1cA.shape[1], 1).transpose(2, 3)
+            apart = (windows - given_1cA[:, None].to(rows))[..., self._kept].abs().mean((0, 2, 3))
+            alike: list[int] = torch.nonzero(apart <= _ALIKE).flatten().tolist()
+            by_time = found
+            found = min(alike, key=lambda place: abs(place - by_time), default=by_time)
+        return found if 0 <= found < rows.shape[1] else None
+
+    def rest(self, passed: int) -> Tensor:
+        """Rows float [1, T, A]: what is left of the chunk before, its end held."""
         assert self._last is not None
-        rows, by_time = self._last[0], round((time - self._last[1]) / self._period)
-        if given_1cA is None or not given_1cA.shape[1]:
-            return by_time
-        windows = rows.unfold(1, given_1cA.shape[1], 1).transpose(2, 3)
-        apart = (windows - given_1cA[:, None].to(rows))[..., self._kept].abs().mean((0, 2, 3))
-        alike: list[int] = torch.nonzero(apart <= _ALIKE).flatten().tolist()
-        return min(alike, key=lambda place: abs(place - by_time), default=by_time)
+        rows = self._last[0]
+        end = torch.where(self._neutral.isnan(), rows[:, -1], self._neutral)
+        return torch.cat([rows[:, passed:], end[:, None].expand(-1, passed, -1)], dim=1)
 
     def forget(self) -> None:
         """There is no chunk before."""

@@ -31,7 +31,7 @@ from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecM
 class VLAPolicy:
     """Policy over a backbone and a head. state, action: how contract units become [-1, 1]; max_committed is the spec's.
 
-    decode: how; the head's own plain way by default; `trained` is the spec as it was given, before it says how the
+    decode: how; the head's own plain way by default; `trained_spec` is the spec as it was given, before it says how the
     policy decodes. Nothing of an episode is kept here: sessions may be
     interleaved at will. ValueError for a decode that the head or the backbone cannot do.
     """
@@ -45,7 +45,7 @@ class VLAPolicy:
         action: Normalise,
         decode: Decode = PLAIN,
     ):
-        self._own_head, self.trained = head.eval(), spec
+        self._own_head, self.trained_spec = head.eval(), spec
         self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
         self._running = running(backbone, decode)
@@ -77,7 +77,7 @@ class VLAPolicy:
 
     def decoding(self, decode: Decode) -> VLAPolicy:
         """The same policy, with the same weights, decoding in another way. ValueError for one it cannot do."""
-        return VLAPolicy(self.trained, self.backbone, self._own_head, self.state, self.action, decode)
+        return VLAPolicy(self.trained_spec, self.backbone, self._own_head, self.state, self.action, decode)
 
     def decoder(self) -> Decoder:
         """What a session decodes with: (context, committed, noise, batch) -> actions float [B, T, A] in [-1, 1]."""
@@ -271,16 +271,16 @@ class VLASession:
         """The given rows and the rest of the chunk before, where it says something of now; None without either."""
         assert self._before is not None
         rows = _rows(given)
-        target = self._before.guess(observation.time, observation.instruction, rows)
-        if target is None and rows is None:
+        passed = self._before.passed(observation.time, observation.instruction, rows)
+        if passed is None and rows is None:
             return None
         count = 0 if rows is None else rows.shape[1]
-        if target is None:
+        if passed is None:
             spec = self._policy.spec
             target = torch.zeros(1, spec.horizon, spec.action.size, device=self._policy.device)
             passed = spec.horizon - count
         else:
-            passed = self._before.passed(observation.time, rows)
+            target = self._before.rest(passed)
         if rows is not None:
             target = torch.cat([rows.to(target), target[:, count:]], dim=1)
         return Guide(target, soft_weights(target.shape[1], count, passed))

@@ -125,10 +125,10 @@ def test_a_chunk_that_stands_still_is_passed_as_time_says():
     before = Before(0.05, torch.full((1,), torch.nan), torch.tensor([True]))
     rows = torch.cat([torch.zeros(12), torch.arange(1, 5)]).float()[None, :, None]
     before.keep(rows, 0.0, "lift")
-    assert before.passed(0.4, rows[:, 8:12]) == 8
+    assert before.passed(0.4, "lift", rows[:, 8:12]) == 8
     assert before.guess(0.4, "lift", rows[:, 8:12])[0, 4, 0] == 1
     # A robot that has held meanwhile is told by the rows, not by time.
-    assert before.passed(0.4, rows[:, 11:14]) == 11
+    assert before.passed(0.4, "lift", rows[:, 11:14]) == 11
 
 
 def test_rows_of_no_place_are_passed_as_time_says():
@@ -136,7 +136,7 @@ def test_rows_of_no_place_are_passed_as_time_says():
     rows = torch.stack([torch.arange(16) / 10, torch.arange(16) / 20 - 0.4], dim=1)[None]
     before = Before(0.05, torch.full((2,), torch.nan), torch.tensor([True, False]))
     before.keep(rows, 0.0, "lift")
-    assert before.passed(0.2, rows[:, 8:12] + 0.03) == 4
+    assert before.passed(0.2, "lift", rows[:, 8:12] + 0.03) == 4
     # A gripper that is snapped to open or closed does not hide where the others are.
     snapped = torch.stack([rows[..., 0], rows[..., 1].sign()], dim=2)
-    assert before.passed(0.2, snapped[:, 8:12]) == 8
+    assert before.passed(0.2, "lift", snapped[:, 8:12]) == 8
