@@ -10,7 +10,7 @@ from policies.backbones.prismatic_slots import LanguageConfig
 from policies.backbones.prismatic_vision import TowerConfig
 from policies.batch import Batch
 
-WIDTH = 32
+WIDTH, ROWS, SIZE = 32, 8, 2
 INSTRUCTIONS = ("Lift", "put it down", *(f"do {number}" for number in range(8)))
 ATTENTION = ("prefix_lm", "oft")
 

@@ -1,4 +1,4 @@
-"""Florence-2 with slots: transformers' own numbers, exact reuse, both ways to see slots, and heads that learn on it."""
+"""Florence-2 with slots: transformers' own numbers, exact reuse, both ways to see slots, made and refused."""
 
 from __future__ import annotations
 
@@ -10,77 +10,20 @@ import numpy as np
 import pytest
 import torch
 from decodes import captured_reads_no_values
-from rounds import kept_equals_anew
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from florences import TEXT, TINY, VISION, batch, made, slots, tokenizer_json
 from torch.utils.checkpoint import checkpoint
 from transformers import Florence2ForConditionalGeneration
 
-from policies.backbones.florence2 import Florence2, FlorenceConfig
+from policies.backbones.florence2 import Florence2
 from policies.backbones.instructions import Instructions
 from policies.batch import Batch
-from policies.features import Features, FrozenTrunk
-from policies.heads.beast import Beast
-from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.images import resize
 from policies.lora import Lora, add_adapters
-from policies.tokenizers.bspline import BSpline
-
-VISION = {
-    "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
-    "patch_prenorm": [False, True], "embed_dim": [16, 32], "num_heads": [2, 2], "num_groups": [2, 2],
-    "window_size": 3, "projection_dim": 32, "max_temporal_embeddings": 4, "max_position_embeddings": 6,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 264, "d_model": 32, "max_position_embeddings": 96, "encoder_layers": 1, "decoder_layers": 2,
-    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
-}  # fmt: skip
-
-
-def tokenizer_json():
-    """Bytes for words, BART's marks around them."""
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    return tokenizer.to_str()
-
-
-PROMPT = "do: {instruction}"
-TINY = FlorenceConfig(
-    ("static", "wrist"), 3, tokenizer_json(), VISION, TEXT, image_size=32, max_text_tokens=24, prompt=PROMPT
-)
-
-
-def made(seed=0, **changes):
-    """A tiny one whose weights are large enough for attention to be far from uniform."""
-    torch.manual_seed(seed)
-    backbone = Florence2(replace(TINY, **changes)).eval()
-    with torch.no_grad():
-        for name, value in backbone.named_parameters():
-            if value.ndim > 1:
-                value.normal_(std=0.15)
-            elif name.endswith("bias"):
-                value.normal_(std=0.1)
-    return backbone
 
 
 @pytest.fixture(params=["bidirectional", "uniform"])
 def either(request):
     return made(slot_attention=request.param)
-
-
-def batch(*instructions, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    count = len(instructions)
-    images = {
-        name: torch.randint(0, 256, (count, 40, 40, 3), generator=generator, dtype=torch.uint8)
-        for name in ("wrist", "static")
-    }
-    return Batch(images, torch.randn(count, 3, generator=generator), instructions)
-
-
-def slots(count, length, seed=1):
-    return torch.randn(count, length, 32, generator=torch.Generator().manual_seed(seed))
 
 
 def transformers_own(backbone, attention):
@@ -347,52 +290,6 @@ def test_it_is_made_from_the_options_of_its_yaml_group(tmp_path):
 def test_what_cannot_be_is_named(tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
         make(made(), tmp_path)
-
-
-ROWS, SIZE = 8, 3
-
-
-def chunks():
-    """Eight smooth ones, so that a spline of few points is near all of them."""
-    phase = np.random.default_rng(0).uniform(0, 6, (8, 1, SIZE))
-    return torch.from_numpy((0.8 * np.sin(phase + np.linspace(0, 2, ROWS)[None, :, None])).astype(np.float32))
-
-
-SPLINE = BSpline(ROWS, SIZE, num_basis=5, degree=3).with_bounds_of(chunks().numpy())
-
-
-@pytest.mark.parametrize(
-    ("head", "attention"), [(Beast, "bidirectional"), (DiscreteDiffusion, "bidirectional"), (Beast, "uniform")]
-)
-def test_heads_of_tokens_learn_eight_chunks_by_heart(head, attention):
-    """Decoded, to a mean L1 below 0.02, of which 256 levels and five points take at most 0.001."""
-    assert (SPLINE.decode(SPLINE.encode(chunks())) - chunks()).abs().mean() < 0.001
-    backbone, observations = made(slot_attention=attention), batch(*(f"do {number}" for number in range(8)))
-    torch.manual_seed(0)
-    policy = head(SPLINE, backbone.width, max_committed=2)
-    with torch.no_grad():
-        features = Features(backbone.features(observations))
-    for value in backbone.trunk_parameters():
-        value.requires_grad_(False)
-    frozen, steps = FrozenTrunk(backbone), 160
-    learning = [value for value in (*backbone.parameters(), *policy.parameters()) if value.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=3e-3, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        policy.loss(frozen, features, chunks(), None).backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
-        schedule.step()
-    with torch.no_grad():
-        noise = policy.draw(8, torch.Generator().manual_seed(3))
-        decoded = policy.decode(backbone, backbone.encode(observations), None, noise, 8)
-    error = (decoded - chunks()).abs().mean()
-    assert error < 0.02, float(error)
-
-
-def test_rounds_with_a_kept_prefix_say_what_rounds_without_one_say(either):
-    kept_equals_anew(either, batch("lift it", "put it down"), either.width)
 
 
 def test_its_passes_can_be_captured(either):
