@@ -43,7 +43,7 @@ class Variant:
     decoder: as a session's. captured: as CUDA graphs, whose work nobody counts.
     warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
     evaluations: residual branches a chunk computes, None where nobody counts. comparable: to plain, chunk by chunk with
-    the same noise; another sampler is not. deviation, error: by observation.
+    the same noise; another sampler is not. deviation, error: by episode.
     """
 
     name: str
