@@ -24,6 +24,7 @@ class Batch:
         return len(self.instructions)
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same observations on a device."""
         images = {name: image.to(device, non_blocking=True) for name, image in self.images.items()}
         return replace(self, images=images, state_BS=self.state_BS.to(device, non_blocking=True))
 
@@ -34,6 +35,10 @@ class Committed:
 
     rows_BPA: Tensor
     counts_B: Tensor
+
+    def to(self, device: torch.device | str) -> Committed:
+        """The same rows on a device."""
+        return Committed(self.rows_BPA.to(device, non_blocking=True), self.counts_B.to(device, non_blocking=True))
 
     def known_BP(self) -> Tensor:
         """Which of the rows are given, bool [B, P]."""

@@ -11,16 +11,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from policies.decoders import CapturedDecoder, Decoder, Graphs, GuidedFlow, MaskedDecoder, PlainDecoder
+from policies.decoders import Decoder, GuidedFlow, MaskedDecoder, PlainDecoder
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.heads.fused import FusedDecoder
 from policies.heads.prepared import PreparedDecoder
 from policies.precision import DTYPES, precision_of
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
-from vla_runtime.decoding.graphs import CapturedBackbone, require_cuda
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
 MODES = ("auto", "plain", "exact", "bac")
@@ -41,7 +42,8 @@ class Decode:
     the prefix is computed anew; an approximation, unlike everything else about rounds.
     guide: of flow (plain) and diffusion (exact or bac), draw each chunk to the one before and to the rows that are
     given, instead of telling the network of them (real-time chunking at inference).
-    graphs: CUDA graphs, captured before the first chunk: of all steps with exact or bac, else of every pass.
+    graphs: CUDA graphs, captured before the first chunk: one from the observation to the rows, or, where the host asks
+    after every round (confident, deadline), one of what encodes and one of a round.
     precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
     int8 or fp8; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
@@ -168,14 +170,9 @@ def with_steps(head: Any, decode: Decode) -> Any:
     return other
 
 
-def running(backbone: Any, decode: Decode) -> Any:
-    """What sessions ask instead of the backbone: its passes captured where graphs are asked for. ValueError for graphs
-    without a GPU.
-    """
-    if not decode.graphs:
-        return backbone
-    require_cuda(next(backbone.parameters()).device)
-    return CapturedBackbone(backbone)
+def asks_between_rounds(decode: Decode) -> bool:
+    """Whether the host asks the device after every round, so that a chunk cannot be one graph."""
+    return decode.confident is not None or decode.deadline is not None
 
 
 def decoder_for(
@@ -183,7 +180,7 @@ def decoder_for(
 ) -> tuple[Callable[[], Decoder], dict[str, Any]]:
     """What makes decoders, one for a session, and what a row should say of them.
 
-    head: after `with_steps`; backbone: after `running`. ValueError for what this policy cannot do.
+    head: after `with_steps`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
     if decode.graphs:
@@ -237,10 +234,22 @@ def decoder_for(
         }  # fmt: skip
     if decode.warm_start is not None:
         facts["warm_start"] = decode.warm_start
-    if decode.graphs:
-        graphs = Graphs(lambda: PreparedDecoder(head, backbone, schedule))
-        return lambda: CapturedDecoder(graphs), facts
-    return lambda: PreparedDecoder(head, backbone, schedule), facts
+    return _twins(head, backbone, schedule), facts
+
+
+def _twins(head: Diffusion | Flow, backbone: Any, schedule: Schedule | None) -> Callable[[], Decoder]:
+    """Makes decoders that share what is computed from the weights, which is computed for the first of them."""
+    made: list[PreparedDecoder] = []
+    lock = Lock()
+
+    def new() -> Decoder:
+        with lock:
+            if not made:
+                on_gpu = next(backbone.parameters()).device.type == "cuda"
+                made.append((FusedDecoder if on_gpu else PreparedDecoder)(head, backbone, schedule))
+        return made[0].twin()
+
+    return new
 
 
 def refreshable(backbone: Any) -> bool:

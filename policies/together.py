@@ -14,7 +14,8 @@ from policies.batch import Committed
 from vla_runtime.types import ActionChunk, Float, Observation
 
 if TYPE_CHECKING:
-    from policies.vla import VLAPolicy, VLASession
+    from policies.session import VLASession
+    from policies.vla import VLAPolicy
 
 # Of what a policy says of its decoding: ways that keep something between the chunks of a session, or that end when
 # every sample of a batch has.

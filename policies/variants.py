@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from policies.adapted import Adapted
 from policies.calibration import Recorder, Recording, prefix_similarity, record, sampler_of, schedule
-from policies.decoders import CapturedDecoder, Decoder, Graphs, MaskedDecoder, PlainDecoder, WarmStart
+from policies.decoders import Decoder, MaskedDecoder, PlainDecoder
 from policies.decoding import AUTO, PLAIN, Decode, refreshable, with_steps
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
@@ -27,9 +26,9 @@ from policies.judging import Frame
 from policies.pi0 import Pi0, Pi0Context
 from policies.rivals import DiffusersCache, TorchDecoder
 from policies.vla import VLAPolicy
+from policies.warm_start import WarmStart
 from vla_runtime.decoding.bac import Schedule, adaptive, reuse_error, similarity
 from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
-from vla_runtime.decoding.graphs import CapturedBackbone
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
 # Where nobody says how many, of fewer steps.
@@ -113,9 +112,6 @@ def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], 
         return [plain, *_denoising(policy, made_from, config, named)]
     if isinstance(head, DiscreteDiffusion):
         return [plain, *_masked(policy, made_from, config)]
-    if policy.device.type == "cuda" and head.name != "autoregressive":
-        captured = CapturedBackbone(backbone)
-        return [plain, Variant("captured", captured, head, PlainDecoder(head, captured), captured=True)]
     return [plain]
 
 
@@ -139,10 +135,6 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
         decoder = PreparedDecoder(head, backbone, made)
         assert decoder.cache is not None
         found.append(_counted(Variant(f"{name} + exact", backbone, head, decoder), decoder.cache))
-    if policy.device.type == "cuda":
-        for name, plan in (("exact savings, captured", None), (f"{last} + exact, captured", bac)):
-            graphs = CapturedDecoder(Graphs(partial(PreparedDecoder, head, backbone, plan)))
-            found.append(Variant(name, CapturedBackbone(backbone), head, graphs, captured=True))
     share = config["warm_start"]
     if share is not None:
         found.append(_prepared(f"warm start {share:g} + exact", policy, Decode("exact", warm_start=share)))
@@ -188,10 +180,6 @@ def _masked(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any]) -> l
     for rounds in config["rounds"]:
         head = with_steps(policy.head, Decode("plain", steps=rounds))
         found.append(Variant(f"{rounds} rounds", backbone, head, MaskedDecoder(head, backbone, None)))
-        if policy.device.type == "cuda":
-            captured = CapturedBackbone(backbone)
-            graphs = MaskedDecoder(head, captured, None)
-            found.append(Variant(f"{rounds} rounds, captured", captured, head, graphs, captured=True))
         again = Recomputed(backbone)
         name = f"{rounds} rounds, keys and values of the context recomputed"
         found.append(Variant(name, again, head, MaskedDecoder(head, again, None)))

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from policies.decoders import WarmStart
 from policies.decoding import Decode
 from policies.judging import OTHER_NOISE, Judgement
+from policies.warm_start import WarmStart
 from policies.ways import CAPTURED, scheduled
 from vla_runtime.decoding.bac import Array, Schedule
 from vla_runtime.evaluation.resampling import bootstrap_interval

@@ -6,7 +6,7 @@ knows no environment and no file: `policies.checkpoint` makes one from a folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from policies.batch import Batch, Committed
-from policies.decoders import Before, CapturedDecoder, Decoder, MaskedDecoder, WarmStart, neutral_row
-from policies.decoding import PLAIN, Decode, decoder_for, require_precision, running, with_steps
+from policies.captured import PolicyGraphs
+from policies.chunks import ChunkDecoder, EagerChunks, TextCache, context_of
+from policies.decoders import Decoder
+from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.session import VLASession
 from policies.threads import one_thread
 from policies.together import Together, can_answer_together
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
-from vla_runtime.decoding.guidance import Guide, soft_weights
+from policies.warm_start import Before, WarmStart, neutral_row
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 
@@ -32,8 +35,8 @@ class VLAPolicy:
     """Policy over a backbone and a head. state, action: how contract units become [-1, 1]; max_committed is the spec's.
 
     decode: how; the head's own plain way by default; `trained_spec` is the spec as it was given, before it says how the
-    policy decodes. Nothing of an episode is kept here: sessions may be
-    interleaved at will. ValueError for a decode that the head or the backbone cannot do.
+    policy decodes; capture: what makes graphs, by default `Captured`. Nothing of an episode is kept here: sessions may
+    be interleaved at will. ValueError for a decode that the head or the backbone cannot do.
     """
 
     def __init__(
@@ -44,12 +47,20 @@ class VLAPolicy:
         state: Normalise,
         action: Normalise,
         decode: Decode = PLAIN,
+        capture: Callable[..., Any] | None = None,
     ):
-        self._own_head, self.trained_spec = head.eval(), spec
-        self.backbone, self.head = backbone.eval(), with_steps(self._own_head, decode)
+        self.own_head, self.trained_spec = head.eval(), spec
+        self.backbone, self.head = backbone.eval(), with_steps(self.own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
-        self._running = running(backbone, decode)
-        self._new_decoder, facts = decoder_for(self.head, self._running, decode, spec.weights)
+        module: Any = backbone
+        running: Any = module.fused() if decode.graphs else module
+        self._new_decoder, facts = decoder_for(self.head, running, decode, spec.weights)
+        self._running, self._text = running, TextCache(running)
+        self._graphs: PolicyGraphs | None = None
+        if decode.graphs:
+            if capture is None:
+                require_cuda(self.device)
+            self._graphs = PolicyGraphs(self.head, running, self._text, self._new_decoder, decode, capture)
         precision = require_precision(backbone, decode)
         tokenizer = getattr(self.head, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, BSpline) else None
@@ -75,17 +86,32 @@ class VLAPolicy:
 
         return load_policy(folder)
 
-    def decoding(self, decode: Decode) -> VLAPolicy:
-        """The same policy, with the same weights, decoding in another way. ValueError for one it cannot do."""
-        return VLAPolicy(self.trained_spec, self.backbone, self._own_head, self.state, self.action, decode)
+    def decoding(self, decode: Decode, capture: Callable[..., Any] | None = None) -> VLAPolicy:
+        """The same policy, with the same weights, decoding in another way. ValueError for one it cannot do.
+
+        capture: what makes graphs, by default `Captured`, which needs a GPU.
+        """
+        return VLAPolicy(self.trained_spec, self.backbone, self.own_head, self.state, self.action, decode, capture)
 
     def decoder(self) -> Decoder:
-        """What a session decodes with: (context, committed, noise, batch) -> actions float [B, T, A] in [-1, 1]."""
+        """What decodes from a context, one operation after another: (context, committed, noise, batch) -> actions float
+        [B, T, A] in [-1, 1].
+        """
         return self._new_decoder()
+
+    def chunk_decoder(self) -> ChunkDecoder:
+        """What a session decodes with, from observations on; captured where graphs are asked for."""
+        if self._graphs is not None:
+            return self._graphs.decoder()
+        return EagerChunks(self._running, self._text, self._new_decoder())
+
+    def timed_decoder(self) -> ChunkDecoder | None:
+        """What a session decodes with instead where a question has a deadline and `chunk_decoder` cannot heed it."""
+        return None if self._graphs is None else self._graphs.timed_decoder()
 
     def context(self, batch: Batch) -> Any:
         """What a decoder is given of B samples."""
-        return self._running.encode(batch)
+        return context_of(self._running, self._text, batch)
 
     def warm_start(self) -> WarmStart | None:
         """What a session begins its chunks with, or None for noise."""
@@ -103,7 +129,7 @@ class VLAPolicy:
         for part, _, _ in self._binary:
             kept[part] = False
         neutral = neutral_row(self._spec.action, self.action)
-        return self._spec.period, neutral.to(self.device), kept.to(self.device)
+        return self._spec.period, neutral.to(self.input_device), kept.to(self.input_device)
 
     @property
     def spec(self) -> PolicySpec:
@@ -112,6 +138,11 @@ class VLAPolicy:
     @property
     def device(self) -> torch.device:
         return next(self.backbone.parameters()).device
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where batches, given rows and noise are made: on the host where a graph takes them from there."""
+        return self.device if self._graphs is None else torch.device("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,6 +160,25 @@ class VLAPolicy:
         return VLASession(self, seed)
 
     def close(self) -> None: ...
+
+    def capture(self) -> None:
+        """Capture every kind of decode there is, so that no chunk of an episode waits for it. Nothing after the first
+        time, and nothing without graphs.
+        """
+        if self._graphs is None:
+            return
+        spec: PolicySpec = self._spec
+        head: Any = self.head
+        images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
+        blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
+        given = self.committed(np.zeros((1, spec.action.size), np.float32)) if spec.max_committed else None
+        warm = self.warm_start()
+        self._graphs.capture(
+            lambda: self.batch([[blank] * len(spec.observation_offsets)]),
+            lambda: head.draw(1, torch.Generator()),
+            [None] if given is None else [None, given],
+            None if warm is None else warm.first,
+        )
 
     @one_thread()
     def together(self) -> Together:
@@ -166,7 +216,7 @@ class VLAPolicy:
         }
         states = self.state.forward(np.stack([[one.state for one in sample] for sample in seen]))
         told = torch.from_numpy(states.reshape(len(seen), -1))
-        return Batch(images, told, tuple(sample[-1].instruction for sample in seen)).to(self.device)
+        return Batch(images, told, tuple(sample[-1].instruction for sample in seen)).to(self.input_device)
 
     def committed(self, rows: Float | None) -> Committed | None:
         """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many."""
@@ -177,7 +227,8 @@ class VLAPolicy:
             raise SpecMismatch(f"committed: expected at most {most} rows, got {len(rows)}")
         padded = np.zeros((1, most, self._spec.action.size), np.float32)
         padded[0, : len(rows)] = self.action.forward(rows)
-        return Committed(torch.from_numpy(padded).to(self.device), torch.tensor([len(rows)], device=self.device))
+        device = self.input_device
+        return Committed(torch.from_numpy(padded).to(device), torch.tensor([len(rows)], device=device))
 
     def chunk(self, unit_TA: Tensor, time: float, committed: Float | None, facts: Mapping[str, float]) -> ActionChunk:
         """A normalised chunk in contract units, with its curve where there is one and no rows were given."""
@@ -196,96 +247,3 @@ class VLAPolicy:
             nearer = np.abs(values[..., part] - closed) < np.abs(values[..., part] - opened)
             values[..., part] = np.where(nearer, np.float32(closed), np.float32(opened))
         return values
-
-
-class VLASession:
-    """One episode: a stream of noise, a decoder whose buffers are its own, and the chunk before for a warm start."""
-
-    def __init__(self, policy: VLAPolicy, seed: int):
-        self._policy = policy
-        self._decode = policy.decoder()
-        self._warm, self._before = policy.warm_start(), policy.before()
-        self._generator = torch.Generator().manual_seed(seed)
-        if policy.spec.decode.get("graphs"):
-            self._capture()
-
-    @torch.no_grad()
-    def _capture(self) -> None:
-        """Capture every way to decode there is, so that no chunk of an episode waits for it; sessions after the first
-        find them captured.
-        """
-        policy: Any = self._policy
-        decode: Any = self._decode.capture if isinstance(self._decode, CapturedDecoder) else self._decode
-        spec = policy.spec
-        images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
-        blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
-        context = policy.context(policy.batch([[blank] * len(spec.observation_offsets)]))
-        noise = {name: value.to(policy.device) for name, value in policy.head.draw(1, torch.Generator()).items()}
-        row = np.zeros((1, spec.action.size), np.float32)
-        for given in (None, policy.committed(row) if spec.max_committed else None):
-            decode(context, given, noise, 1)
-            if self._warm is not None:
-                decode(context, given, noise, 1, torch.zeros_like(noise["start"]), self._warm.first)
-
-    @torch.no_grad()
-    def predict(
-        self, observations: Sequence[Observation], committed: Float | None = None, deadline: float | None = None
-    ) -> ActionChunk:
-        policy: Any = self._policy
-        observation = observations[-1]
-        if isinstance(self._decode, MaskedDecoder):
-            self._decode.begin(deadline)
-        noise = self.noise()
-        context = policy.context(policy.batch([observations]))
-        given = policy.committed(committed)
-        facts: dict[str, float] = {}
-        if self._before is not None:
-            guide = self._guide(observation, given)
-            unit = self._decode(context, None, noise, 1, None, 0, guide)
-            self._before.keep(unit, observation.time, observation.instruction)
-            facts["guided"] = float(guide is not None)
-        elif self._warm is None:
-            unit = self._decode(context, given, noise, 1)
-        else:
-            guess = self._warm.guess(observation.time, observation.instruction, _rows(given))
-            first = 0 if guess is None else self._warm.first
-            unit = self._decode(context, given, noise, 1, guess, first)
-            self._warm.keep(unit, observation.time, observation.instruction)
-            facts["warm"] = float(guess is not None)
-        facts |= self._decode.facts
-        chunk: ActionChunk = policy.chunk(unit[0], observation.time, committed, facts)
-        return chunk
-
-    def noise(self) -> dict[str, Tensor]:
-        """The noise of the next chunk."""
-        policy: Any = self._policy
-        return {name: value.to(policy.device) for name, value in policy.head.draw(1, self._generator).items()}
-
-    def forget(self) -> None:
-        """Motion begins anew: no chunk is drawn to, or begun with, one of before."""
-        for memory in (self._warm, self._before):
-            if memory is not None:
-                memory.forget()
-
-    def _guide(self, observation: Observation, given: Committed | None) -> Guide | None:
-        """The given rows and the rest of the chunk before, where it says something of now; None without either."""
-        assert self._before is not None
-        rows = _rows(given)
-        passed = self._before.passed(observation.time, observation.instruction, rows)
-        if passed is None and rows is None:
-            return None
-        count = 0 if rows is None else rows.shape[1]
-        if passed is None:
-            spec = self._policy.spec
-            target = torch.zeros(1, spec.horizon, spec.action.size, device=self._policy.device)
-            passed = spec.horizon - count
-        else:
-            target = self._before.rest(passed)
-        if rows is not None:
-            target = torch.cat([rows.to(target), target[:, count:]], dim=1)
-        return Guide(target, soft_weights(target.shape[1], count, passed))
-
-
-def _rows(given: Committed | None) -> Tensor | None:
-    """The rows [1, c, A] that one sample is given."""
-    return None if given is None else given.rows_BPA[:, : int(given.counts_B[0])]

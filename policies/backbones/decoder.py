@@ -26,12 +26,14 @@ class Context:
     """An encoded observation. memory: keys and values [B, H, N, D / H] of the context, one pair a layer.
 
     past: keys and values of slots that have been fixed by `extend`, one pair a layer; hidden_BLD: what the
-    decoder said at the slots fixed last.
+    decoder said at the slots fixed last. joined: memory as one tensor [layers, 2, B, H, N, D / H], where it was
+    made as one.
     """
 
     memory: Sequence[KeyValue]
     past: tuple[KeyValue, ...] = ()
     hidden_BLD: Tensor | None = None
+    joined: Tensor | None = None
 
 
 class Attention(nn.Module):

@@ -120,25 +120,37 @@ class Florence2(nn.Module):
 
         ValueError for a camera that is missing, a state of another size, an instruction that is empty or too long.
         """
-        size, cameras = self.config.image_size, self.config.cameras
+        return self.encode_scene(batch.images, batch.state_BS, *self.encode_text(batch.instructions))
+
+    def encode_text(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The prompts' embedded tokens [B, M, D] and which of them count, bool [B, M]; they change with the task alone.
+
+        ValueError for an instruction that is empty or too long.
+        """
+        ids, keep = (values.to(self.primitives.device) for values in self.instructions.encode(instructions))
+        return self.model.language_model.shared(ids), keep
+
+    def encode_scene(
+        self, images: Mapping[str, Tensor], state_BS: Tensor, text_BMD: Tensor, keep_BM: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The rest of `features`: work of the device alone. ValueError for a missing camera, state of another size."""
+        size, cameras, batch = self.config.image_size, self.config.cameras, len(state_BS)
         for camera in cameras:
-            if camera not in batch.images:
-                raise ValueError(f"florence2: expected the camera {camera!r}, got {sorted(batch.images)}")
-        if batch.state_BS.shape != (len(batch), self.config.state_size):
+            if camera not in images:
+                raise ValueError(f"florence2: expected the camera {camera!r}, got {sorted(images)}")
+        if state_BS.shape != (len(text_BMD), self.config.state_size):
             raise ValueError(
-                f"florence2: expected a state [{len(batch)}, {self.config.state_size}], "
-                f"got {list(batch.state_BS.shape)}; the backbone was made for another robot"
+                f"florence2: expected a state [{len(text_BMD)}, {self.config.state_size}], "
+                f"got {list(state_BS.shape)}; the backbone was made for another robot"
             )
-        ids, keep = (values.to(self.primitives.device) for values in self.instructions.encode(batch.instructions))
-        views = torch.stack([resize(batch.images[camera], size) for camera in cameras], dim=1)
+        views = torch.stack([resize(images[camera], size) for camera in cameras], dim=1)
         pixels = views.flatten(0, 1).permute(0, 3, 1, 2).to(self.primitives.dtype) / 255
         seen = self.model.vision_tower((pixels - self.mean) / self.deviation).last_hidden_state
-        image_tokens = self.model.multi_modal_projector(seen).reshape(len(batch), -1, self.width)
-        primitives = self.primitives.expand(len(batch), 1, -1)
-        state = self.state(batch.state_BS.to(self.primitives.dtype))[:, None]
-        words = self.model.language_model.shared(ids)
-        tokens = torch.cat([image_tokens, primitives, state, words], dim=1)
-        keep = F.pad(keep, (tokens.shape[1] - keep.shape[1], 0), value=True)
+        image_tokens = self.model.multi_modal_projector(seen).reshape(batch, -1, self.width)
+        primitives = self.primitives.expand(batch, 1, -1)
+        state = self.state(state_BS.to(self.primitives.dtype))[:, None]
+        tokens = torch.cat([image_tokens, primitives, state, text_BMD], dim=1)
+        keep = F.pad(keep_BM, (tokens.shape[1] - keep_BM.shape[1], 0), value=True)
         return self.model.language_model.encoder(inputs_embeds=tokens, attention_mask=keep).last_hidden_state, keep
 
     def remember(self, memory_BND: Tensor, keep_BN: Tensor) -> SlotContext:
@@ -163,6 +175,10 @@ class Florence2(nn.Module):
     ) -> Tensor:
         """Encode and step in one pass, for training."""
         return self.step(self.encode(batch), slots_BLD, mask_LL, cond_BD)
+
+    def fused(self) -> Florence2:
+        """Itself: its passes are laid out as they are."""
+        return self
 
     def state_of_config(self) -> dict[str, Any]:
         """What a checkpoint keeps; `from_config` takes it back. Sizes are whole, also where defaults were taken."""

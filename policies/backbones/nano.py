@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from policies.backbones.decoder import ActionDecoder, Attention, Context, FeedForward
+from policies.backbones.fused_nano import FusedNano
 from policies.backbones.prepared_steps import PreparedSteps
 from policies.batch import Batch
 from policies.images import resize, to_unit
@@ -102,12 +103,21 @@ class Nano(nn.Module):
 
     def features(self, batch: Batch) -> tuple[Tensor]:
         """The trunk's tokens [B, N, D]: what follows from the observation and the trunk alone."""
-        tokens = [self.state(batch.state_BS.to(self.kinds.dtype))[:, None] + self.kinds[0]]
-        tokens.append(self.text(batch.instructions) + self.kinds[1])
+        return self.encode_scene(batch.images, batch.state_BS, *self.encode_text(batch.instructions))
+
+    def encode_text(self, instructions: Sequence[str]) -> tuple[Tensor]:
+        """The instructions' tokens [B, M, D], which change with the task alone. ValueError for one that is empty or
+        too long.
+        """
+        return (self.text(instructions) + self.kinds[1],)
+
+    def encode_scene(self, images: Mapping[str, Tensor], state_BS: Tensor, text_BMD: Tensor) -> tuple[Tensor]:
+        """The rest of `features`: work of the device alone. ValueError for a camera that is missing."""
+        tokens = [self.state(state_BS.to(self.kinds.dtype))[:, None] + self.kinds[0], text_BMD]
         for index, camera in enumerate(self.config.cameras):
-            if camera not in batch.images:
-                raise ValueError(f"nano: expected the camera {camera!r}, got {sorted(batch.images)}")
-            image = to_unit(resize(batch.images[camera], self.config.image_size), self.kinds.dtype)
+            if camera not in images:
+                raise ValueError(f"nano: expected the camera {camera!r}, got {sorted(images)}")
+            image = to_unit(resize(images[camera], self.config.image_size), self.kinds.dtype)
             tokens.append(self.stems[camera](image) + self.places[index] + self.kinds[2])
         mixed = torch.cat(tokens, dim=1)
         for layer in self.trunk:
@@ -123,6 +133,10 @@ class Nano(nn.Module):
     def prepared(self, cond_KD: Tensor, cache: FeatureCache | None = None) -> PreparedSteps:
         """Steps with all of them computed beforehand that can be: the k-th with the k-th of these tokens as cond."""
         return PreparedSteps(self.decoder, cond_KD, cache)
+
+    def fused(self) -> FusedNano:
+        """The same passes laid out for a GPU, with the weights as they are now."""
+        return FusedNano(self)
 
     def blocks(self) -> tuple[Block, ...]:
         """The residual branches of the decoder, in the order in which they run."""

@@ -9,6 +9,7 @@ when it is made; layers of a kind of their own (adapters, eight bits) are called
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from policies.backbones.decoder import ActionDecoder, Context, KeyValue, Layer
 from vla_runtime.decoding.feature_cache import FeatureCache
@@ -26,7 +28,9 @@ Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class _Linear:
+class Linear:
+    """A linear layer without its module."""
+
     weight: Tensor
     bias: Tensor
 
@@ -34,45 +38,50 @@ class _Linear:
         return F.linear(values, self.weight, self.bias)
 
 
-class _Norm(NamedTuple):
+class Norm(NamedTuple):
+    """A layer norm without its module."""
+
     shape: tuple[int, ...]
     weight: Tensor
     bias: Tensor
     eps: float
 
     @classmethod
-    def of(cls, norm: nn.LayerNorm) -> _Norm:
+    def of(cls, norm: nn.LayerNorm) -> Norm:
+        """Of a module."""
         return cls(norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
     def __call__(self, values: Tensor) -> Tensor:
         return F.layer_norm(values, *self)
 
 
-class _LaidOut(NamedTuple):
+class LaidOut(NamedTuple):
     """A layer's parts in the order in which they run. qkv: one product, or several where weights cannot be joined."""
 
     heads: int
-    self_norm: _Norm
+    self_norm: Norm
     qkv: tuple[Product, ...]
     self_out: Product
-    cross_norm: _Norm
+    cross_norm: Norm
     query: Product
     cross_out: Product
-    feed_norm: _Norm
+    feed_norm: Norm
     up: Product
     down: Product
 
     @classmethod
-    def of(cls, layer: Layer) -> _LaidOut:
+    def of(cls, layer: Layer) -> LaidOut:
+        """Of a module."""
         mine, other = layer.self_attention, layer.cross_attention
         up, _, down = layer.feed_forward
         return cls(
-            mine.heads, _Norm.of(layer.self_norm), _joined(mine.query, mine.key_value), _laid(mine.out),
-            _Norm.of(layer.cross_norm), _laid(other.query), _laid(other.out), _Norm.of(layer.feed_norm),
-            _laid(up), _laid(down),
+            mine.heads, Norm.of(layer.self_norm), joined(mine.query, mine.key_value), laid(mine.out),
+            Norm.of(layer.cross_norm), laid(other.query), laid(other.out), Norm.of(layer.feed_norm),
+            laid(up), laid(down),
         )  # fmt: skip
 
     def attend_self(self, slots: Tensor) -> Tensor:
+        """Self-attention among the slots, its norm included."""
         batch, length, width = slots.shape
         normed = self.self_norm(slots)
         parts = [product(normed) for product in self.qkv]
@@ -81,11 +90,13 @@ class _LaidOut(NamedTuple):
         return self.self_out(_attended(query, key, value, width))
 
     def attend_context(self, memory: Callable[[], KeyValue], slots: Tensor) -> Tensor:
+        """Cross-attention to the memory, its norm included."""
         batch, length, width = slots.shape
         query = self.query(self.cross_norm(slots)).view(batch, length, self.heads, -1).transpose(1, 2)
         return self.cross_out(_attended(query, *memory(), width))
 
     def feed(self, slots: Tensor) -> Tensor:
+        """The feed-forward network, its norm included."""
         return self.down(F.gelu(self.up(self.feed_norm(slots))))
 
 
@@ -96,13 +107,22 @@ class PreparedSteps:
     """
 
     def __init__(self, decoder: ActionDecoder, cond_KD: Tensor, cache: FeatureCache | None = None):
-        self.cache = cache
-        self._memory = _Memory(decoder.remember_times(cond_KD))
-        self._norm = _Norm.of(decoder.norm)
+        self._shared = laid_out(decoder), decoder.remember_times(cond_KD), Norm.of(decoder.norm)
+        self._prepare(cache)
+
+    def _prepare(self, cache: FeatureCache | None) -> None:
+        layers, times, self._norm = self._shared
+        self.cache, self._memory = cache, _Memory(times)
         self._branches: list[Branch] = []
-        for index, layer in enumerate(_laid_out(decoder)):
+        for index, layer in enumerate(layers):
             memory = partial(self._memory.layer, index)
             self._branches += [layer.attend_self, partial(layer.attend_context, memory), layer.feed]
+
+    def twin(self, cache: FeatureCache | None) -> PreparedSteps:
+        """Steps of the same weights and times for another session, without laying anything out anew."""
+        other = copy(self)
+        other._prepare(cache)
+        return other
 
     def begin(self, context: Context, first: int = 0, full: bool = False) -> None:
         """Take over an observation's context; the next step is step `first`. full: reuse nothing, whatever the plan."""
@@ -169,42 +189,42 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, width: int) -> Tensor:
 
 
 # The layers of a decoder as they were laid out, and of which weights.
-_known: WeakKeyDictionary[ActionDecoder, tuple[list[float], list[_LaidOut]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[ActionDecoder, tuple[list[float], list[LaidOut]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _laid_out(decoder: ActionDecoder) -> list[_LaidOut]:
+def laid_out(decoder: ActionDecoder) -> list[LaidOut]:
     """The layers, laid out once for as long as their weights are the same."""
     layers = [layer for layer in decoder.layers if isinstance(layer, Layer)]
     if not all(_plain(one) for one in decoder.modules() if isinstance(one, nn.Linear) or hasattr(one, "base_layer")):
-        return [_LaidOut.of(layer) for layer in layers]
-    # By what they say: not all that changes a tensor counts its version.
-    weights = [
-        float(sums) for one in decoder.parameters() for sums in (one.double().sum(), one.double().square().sum())
-    ]
+        return [LaidOut.of(layer) for layer in layers]
+    # By their values: not all that changes a tensor counts its version. Read at once, since a GPU is waited for.
+    sums = [total for one in decoder.parameters() for total in (one.double().sum(), one.double().square().sum())]
+    weights: list[float] = torch.stack(sums).tolist()
     known = _known.get(decoder)
     if known is None or known[0] != weights:
-        known = _known[decoder] = weights, [_LaidOut.of(layer) for layer in layers]
+        known = _known[decoder] = weights, [LaidOut.of(layer) for layer in layers]
     return known[1]
 
 
 def _plain(linear: nn.Module) -> bool:
-    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return type(linear) is nn.Linear and not is_traceable_wrapper_subclass(linear.weight)
 
 
-def _joined(*linear: nn.Linear) -> tuple[Product, ...]:
+def joined(*linear: nn.Linear) -> tuple[Product, ...]:
     """Linear layers of the same input as one, where they can be."""
     if not all(_plain(one) for one in linear):
         return tuple(linear)
     weight, bias = (torch.cat([getattr(one, name) for one in linear]) for name in ("weight", "bias"))
-    return (_Linear(_as_multiplied(weight), bias),)
+    return (Linear(_as_multiplied(weight), bias),)
 
 
-def _laid(linear: nn.Module) -> Product:
+def laid(linear: nn.Module) -> Product:
+    """A linear layer without its module, where its weight is a plain tensor."""
     if not _plain(linear):
         return linear
     assert isinstance(linear, nn.Linear)
-    return _Linear(_as_multiplied(linear.weight.data), linear.bias)
+    return Linear(_as_multiplied(linear.weight.data), linear.bias)
 
 
 def _as_multiplied(weight: Tensor) -> Tensor:

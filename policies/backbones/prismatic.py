@@ -121,16 +121,25 @@ class Prismatic(nn.Module):
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The prefix as embeddings float [B, N, D], and which of its positions count, bool [B, N]."""
+        return self.encode_scene(batch.images, batch.state_BS, *self.encode_text(batch.instructions))
+
+    def encode_text(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The prompts' embeddings [B, M, D] and which of them count, bool [B, M]."""
+        ids, keep = self._prompt(instructions)
+        return self.embed(ids), keep
+
+    def encode_scene(
+        self, images: Mapping[str, Tensor], state_BS: Tensor, words: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The rest of `features`."""
         for camera in self.config.cameras:
-            if camera not in batch.images:
-                raise ValueError(f"prismatic: expected the camera {camera!r}, got {sorted(batch.images)}")
-        ids, keep = self._prompt(batch.instructions)
-        views = torch.stack([resize(batch.images[camera], self.image_size) for camera in self.config.cameras], dim=1)
+            if camera not in images:
+                raise ValueError(f"prismatic: expected the camera {camera!r}, got {sorted(images)}")
+        views = torch.stack([resize(images[camera], self.image_size) for camera in self.config.cameras], dim=1)
         patches = self.projector(self.vision(views.flatten(0, 1)))
-        words = self.embed(ids)
-        prefix = [words[:, :1], patches.reshape(len(batch), -1, self.width)]
+        prefix = [words[:, :1], patches.reshape(len(state_BS), -1, self.width)]
         if self.proprio is not None:
-            prefix.append(self.proprio(batch.state_BS.to(words.dtype))[:, None])
+            prefix.append(self.proprio(state_BS.to(words.dtype))[:, None])
         tokens = torch.cat([*prefix, words[:, 1:]], dim=1)
         return tokens, F.pad(keep, (tokens.shape[1] - keep.shape[1], 0), value=True)
 
@@ -186,6 +195,10 @@ class Prismatic(nn.Module):
             return head(hidden)  # type: ignore[no-any-return]
         # Of 32,064 words 256 are actions.
         return F.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
+
+    def fused(self) -> Prismatic:
+        """Itself: its passes are laid out as they are."""
+        return self
 
     def state_of_config(self) -> dict[str, Any]:
         """What a checkpoint keeps; `from_config` takes it back."""

@@ -77,14 +77,14 @@ class Beast(nn.Module):
         self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
     ) -> Tensor:
         """A chunk float [B, T, A] in [-1, 1]."""
-        return self.decode_tokens(backbone, context, committed, noise, batch)[0]
+        return self._chunk(self.decode_points(backbone, context, committed, batch), committed)
 
     def decode_tokens(
         self, backbone: Any, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int = 1
     ) -> tuple[Tensor, Tensor]:
         """The chunk, and its control points as tokens int64 [B, L]: nearest levels where the head regresses."""
         points = self.decode_points(backbone, context, committed, batch)
-        return keep_committed(self.tokenizer.rows_of(points).clamp(-1, 1), committed), self.tokenizer.quantise(points)
+        return self._chunk(points, committed), self.tokenizer.quantise(points)
 
     def decode_points(self, backbone: Any, context: Any, committed: Committed | None, batch: int = 1) -> Tensor:
         """The control points float [B, N, A] behind the chunk."""
@@ -92,7 +92,12 @@ class Beast(nn.Module):
         if self.latent is not None:
             cond = self.latent(torch.zeros(batch, _LATENT, device=self.queries.device, dtype=self.queries.dtype))
         out = self._out(backbone, context, committed, batch, cond)
-        return self.tokenizer.dequantise(out.argmax(-1)) if self.discrete else self.tokenizer.denormalise(out)
+        if self.discrete:
+            return self.tokenizer.dequantise(out.argmax(-1), checked=False)
+        return self.tokenizer.denormalise(out)
+
+    def _chunk(self, points_BNA: Tensor, committed: Committed | None) -> Tensor:
+        return keep_committed(self.tokenizer.rows_of(points_BNA).clamp(-1, 1), committed)
 
     def _out(self, backbone: Any, context: Any, committed: Committed | None, batch: int, cond: Tensor | None) -> Tensor:
         slots = torch.cat([self.prefix(committed, batch), self.queries.expand(batch, -1, -1)], dim=1)

@@ -95,7 +95,7 @@ class DiscreteDiffusion(nn.Module):
 
     def chunk(self, ids_BL: Tensor, committed: Committed | None) -> Tensor:
         """The chunk float [B, T, A] that tokens say."""
-        return keep_committed(self.tokenizer.decode(ids_BL).clamp(-1, 1), committed)
+        return keep_committed(self.tokenizer.decode(ids_BL, checked=False).clamp(-1, 1), committed)
 
     def decode_rounds(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -45,14 +46,27 @@ class PreparedDecoder:
         else:
             times = torch.arange(head.steps, device=device) / head.steps
         self._steps = len(times)
+        self._schedule = schedule
         self.cache = None if schedule is None else self._planned(schedule)
-        self._bounds = {} if schedule is None else schedule.guard
-        self._guard = self.guard()
         with torch.no_grad():
-            self._prepared = backbone.prepared(head.network.time(head.network.waves(times)), self.cache)
+            self._times = head.network.time(head.network.waves(times))
+            self._prepared = backbone.prepared(self._times, self.cache)
+        self._begin_session()
+
+    def _begin_session(self) -> None:
+        self._bounds = {} if self._schedule is None else self._schedule.guard
+        self._guard = self.guard()
         # Those of the given rows and of the chunk's, and of the latter alone.
         self._slots: Tensor | None = None
         self._rows: Tensor | None = None
+
+    def twin(self) -> PreparedDecoder:
+        """A decoder for another session of the same policy: the same weights and coefficients, its own buffers."""
+        other = copy(self)
+        other.cache = None if self._schedule is None else self._planned(self._schedule)
+        other._prepared = self._prepared.twin(other.cache)
+        other._begin_session()
+        return other
 
     @property
     def facts(self) -> dict[str, float]:
@@ -85,8 +99,30 @@ class PreparedDecoder:
         ValueError for a first step other than 0 without a guess.
         """
         rows = self.run(context, committed, noise, batch, warm, first, guide, self._guard.full)
-        self._guard.tell(None if self.cache is None else self.cache.gap(), first)
+        self._guard.tell(self.gap(), first)
         return rows
+
+    @property
+    def caches(self) -> bool:
+        """Whether branches are reused, so that a decode in full differs from one by plan."""
+        return self.cache is not None
+
+    def session(self) -> Guard:
+        """What reads the numbers of `run_numbered`, for one session."""
+        return self.guard()
+
+    def run_numbered(
+        self, context: Any, committed: Committed | None, noise: dict[str, Tensor], batch: int, warm: Tensor | None,
+        first: int, full: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The chunk, and the gap of its cache, without elements where there is none."""
+        rows = self.run(context, committed, noise, batch, warm, first, full=full)
+        gap = self.gap()
+        return rows, rows.new_empty(0) if gap is None else gap
+
+    def gap(self) -> Tensor | None:
+        """How much less alike than in calibration reused outputs of the last chunk were, for every sample [B]."""
+        return None if self.cache is None else self.cache.gap()
 
     @torch.no_grad()
     def run(

@@ -30,18 +30,18 @@ class Bins:
         self.rows, self.size = rows, size
         self.num_tokens = rows * size
         # In float64: which side of an edge a value falls on must not depend on rounding of the edges.
-        self._edges = torch.linspace(-1, 1, self.vocab_size, dtype=torch.float64)
+        self._edges = OnDevices(torch.linspace(-1, 1, self.vocab_size, dtype=torch.float64))
 
     def encode(self, actions_BTA: Tensor) -> Tensor:
         """float [B, T, A] in [-1, 1] -> int64 [B, T * A]; values outside are cut to the range."""
         _check_chunk(actions_BTA, self.rows, self.size)
-        values = actions_BTA.double().clamp(-1, 1).cpu()
-        ids = torch.bucketize(values, self._edges, right=True) - 1
-        return ids.flatten(1).to(actions_BTA.device)
+        return self._ids(actions_BTA)
 
-    def decode(self, ids_BL: Tensor) -> Tensor:
-        """int64 [B, T * A] -> float32 [B, T, A]; ValueError for ids outside 0 to 255."""
-        check_ids(ids_BL, self.num_tokens, self.vocab_size)
+    def decode(self, ids_BL: Tensor, checked: bool = True) -> Tensor:
+        """int64 [B, T * A] -> float32 [B, T, A]; ValueError for ids outside 0 to 255, unless they are known to be
+        inside (checked=False), where a GPU is not asked for them.
+        """
+        check_ids(ids_BL, self.num_tokens, self.vocab_size, checked)
         low = ids_BL.clamp(max=self.vocab_size - 2)
         values = (low.double() + 0.5) * (2 / (self.vocab_size - 1)) - 1
         return values.float().reshape(-1, self.rows, self.size)
@@ -53,8 +53,12 @@ class Bins:
         chunk[:, :most] = torch.where(known_BP[..., None], rows_BPA.float(), chunk[:, :most])
         known = torch.zeros(batch, self.rows, dtype=torch.bool, device=rows_BPA.device)
         known[:, :most] = known_BP
-        ids = self.encode(chunk)
+        ids = self._ids(chunk)
         return torch.where(known.repeat_interleave(self.size, dim=1), ids, torch.full_like(ids, -1))
+
+    def _ids(self, actions_BTA: Tensor) -> Tensor:
+        values = actions_BTA.double().clamp(-1, 1)
+        return (torch.bucketize(values, self._edges.on(values.device), right=True) - 1).flatten(1)
 
     def influence(self) -> NDArray[np.float64]:
         """How much token (row, dimension) [T, A] weighs in row t: [T, T, A], the identity here."""
@@ -72,11 +76,27 @@ def _check_chunk(actions_BTA: Tensor, rows: int, size: int) -> None:
         raise ValueError("tokenizer: expected finite actions, got NaN or infinity")
 
 
-def check_ids(ids_BL: Tensor, num_tokens: int, vocab_size: int) -> None:
-    """ValueError unless ids are integers [B, num_tokens] in [0, vocab_size)."""
+class OnDevices:
+    """A constant tensor, copied once to every device that asks for it."""
+
+    def __init__(self, value: Tensor):
+        self._value = value
+        self._copies: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor on a device."""
+        if device.type == "cpu":
+            return self._value
+        if device not in self._copies:
+            self._copies[device] = self._value.to(device)
+        return self._copies[device]
+
+
+def check_ids(ids_BL: Tensor, num_tokens: int, vocab_size: int, values: bool = True) -> None:
+    """ValueError unless ids are integers [B, num_tokens] and, with `values`, in [0, vocab_size)."""
     if ids_BL.ndim != 2 or ids_BL.shape[1] != num_tokens or ids_BL.is_floating_point():
         raise ValueError(f"tokenizer: expected integer ids [B, {num_tokens}], got {ids_BL.dtype} {list(ids_BL.shape)}")
-    if ids_BL.numel() and not (int(ids_BL.min()) >= 0 and int(ids_BL.max()) < vocab_size):
+    if values and ids_BL.numel() and not (int(ids_BL.min()) >= 0 and int(ids_BL.max()) < vocab_size):
         raise ValueError(
             f"tokenizer: expected ids in [0, {vocab_size}), got {int(ids_BL.min())} to {int(ids_BL.max())}"
         )

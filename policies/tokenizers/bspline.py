@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from policies.tokenizers.bins import check_ids
+from policies.tokenizers.bins import OnDevices, check_ids
 from vla_runtime.spline import MIN_FREE, SplineCurve, basis, fit, fit_matrix
 
 _LEVELS = 256
@@ -59,10 +59,16 @@ class BSpline:
         self.num_tokens = num_basis * size
         self._smooth = [dim for dim in range(size) if dim not in self.binary]
         # Per kind of dimension: how to fit [N, T] and how to evaluate [T, N].
-        self._fit = {kind: fit_matrix(rows, num_basis, kind, ridge) for kind in (degree, 0)}
-        self._grid = {kind: basis(np.linspace(0, 1, rows), num_basis, kind) for kind in (degree, 0)}
+        self._fit = {kind: _table(fit_matrix(rows, num_basis, kind, ridge)) for kind in (degree, 0)}
+        self._basis = {kind: basis(np.linspace(0, 1, rows), num_basis, kind) for kind in (degree, 0)}
+        self._grid = {kind: _table(values) for kind, values in self._basis.items()}
+        # Where the smooth dimensions lie, where the binary ones, and where each is in both one after the other.
+        order = [*self._smooth, *self.binary]
+        self._dims = [OnDevices(torch.tensor(dims, dtype=torch.long)) for dims in (self._smooth, self.binary)]
+        self._order = OnDevices(torch.tensor(order, dtype=torch.long).argsort())
         self.low = self._bound(low, "low")
         self.high = self._bound(high, "high")
+        self._limits = [None if bound is None else OnDevices(bound) for bound in (self.low, self.high)]
         if (self.low is None) != (self.high is None):
             raise ValueError("bspline: expected both low and high bounds or neither")
 
@@ -96,7 +102,7 @@ class BSpline:
         """Actions float32 [B, T, A] of control points [B, N, A], at u in `grid` [T], by default the chunk's rows."""
         tables = self._grid
         if grid is not None:
-            tables = {kind: basis(grid, self.num_basis, kind) for kind in (self.degree, 0)}
+            tables = {kind: _table(basis(grid, self.num_basis, kind)) for kind in (self.degree, 0)}
         return self._apply(tables, points_BNA)
 
     @property
@@ -116,9 +122,9 @@ class BSpline:
         """float [B, T, A] in [-1, 1] -> int64 ids [B, N * A]."""
         return self.quantise(self.control_points(actions_BTA))
 
-    def decode(self, ids_BL: Tensor) -> Tensor:
-        """int64 ids [B, N * A] -> float32 [B, T, A]."""
-        return self.rows_of(self.dequantise(ids_BL))
+    def decode(self, ids_BL: Tensor, checked: bool = True) -> Tensor:
+        """int64 ids [B, N * A] -> float32 [B, T, A]. checked: as `dequantise`."""
+        return self.rows_of(self.dequantise(ids_BL, checked))
 
     def quantise(self, points_BNA: Tensor) -> Tensor:
         """Control points to ids [B, N * A]: the nearest of 256 levels between the slot's bounds."""
@@ -126,9 +132,11 @@ class BSpline:
             (self.normalise(points_BNA).add(1).mul((_LEVELS - 1) / 2)).clamp(0, _LEVELS - 1).round().long().flatten(1)
         )
 
-    def dequantise(self, ids_BL: Tensor) -> Tensor:
-        """Ids to control points float32 [B, N, A]."""
-        check_ids(ids_BL, self.num_tokens, self.vocab_size)
+    def dequantise(self, ids_BL: Tensor, checked: bool = True) -> Tensor:
+        """Ids to control points float32 [B, N, A]. ValueError for ids out of range, unless they are known to be inside
+        (checked=False), where a GPU is not asked for them.
+        """
+        check_ids(ids_BL, self.num_tokens, self.vocab_size, checked)
         levels = ids_BL.float().mul(2 / (_LEVELS - 1)).sub(1)
         return self.denormalise(levels.reshape(-1, self.num_basis, self.size))
 
@@ -146,8 +154,8 @@ class BSpline:
 
     def influence(self) -> NDArray[np.float64]:
         """How much control point n of dimension a weighs in row t: float64 [T, N, A]."""
-        weights = np.repeat(self._grid[self.degree][..., None], self.size, axis=2)
-        weights[..., list(self.binary)] = self._grid[0][..., None]
+        weights = np.repeat(self._basis[self.degree][..., None], self.size, axis=2)
+        weights[..., list(self.binary)] = self._basis[0][..., None]
         return weights
 
     def state(self) -> dict[str, Any]:
@@ -163,20 +171,18 @@ class BSpline:
             "high": None if self.high is None else self.high.tolist(),
         }
 
-    def _apply(self, tables: dict[int, NDArray[np.float64]], values: Tensor) -> Tensor:
-        def product(kind: int, dims: Sequence[int]) -> Tensor:
-            table = torch.as_tensor(tables[kind], dtype=torch.float32, device=values.device)
+    def _apply(self, tables: dict[int, OnDevices], values: Tensor) -> Tensor:
+        def product(kind: int, dims: OnDevices) -> Tensor:
+            table = tables[kind].on(values.device)
             # Half precision would move a control point to the next level.
             with torch.autocast(values.device.type, enabled=False):
-                return torch.einsum("ij,bjd->bid", table, values[..., list(dims)].float())
+                return torch.einsum("ij,bjd->bid", table, values.index_select(-1, dims.on(values.device)).float())
 
-        smooth = product(self.degree, self._smooth)
+        smooth = product(self.degree, self._dims[0])
         if not self.binary:
             return smooth
-        result = smooth.new_empty(smooth.shape[0], smooth.shape[1], self.size)
-        result[..., self._smooth] = smooth
-        result[..., list(self.binary)] = product(0, self.binary)
-        return result
+        both = torch.cat([smooth, product(0, self._dims[1])], dim=-1)
+        return both.index_select(-1, self._order.on(values.device))
 
     def _bound(self, values: Sequence[Sequence[float]] | None, name: str) -> Tensor | None:
         if values is None:
@@ -189,8 +195,13 @@ class BSpline:
         return bound
 
     def _bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self.low is None or self.high is None:
+        low, high = self._limits
+        if low is None or high is None:
             raise ValueError(
                 "bspline: expected bounds of the control points, got none; take them from data with with_bounds_of"
             )
-        return self.low.to(like.device), self.high.to(like.device)
+        return low.on(like.device), high.on(like.device)
+
+
+def _table(values: NDArray[np.float64]) -> OnDevices:
+    return OnDevices(torch.as_tensor(values, dtype=torch.float32))

@@ -9,6 +9,7 @@ import torch
 from decodes import Eager
 from torch import Tensor
 
+from policies.batch import Batch
 from vla_runtime.decoding.graphs import Captured, CapturedBackbone, tensors_of, with_tensors
 
 
@@ -25,8 +26,14 @@ class Doubling:
     def __init__(self):
         self.contexts = []
 
-    def features(self, batch):
-        return (batch,)
+    def encode_text(self, instructions):
+        return (torch.full((2,), float(len(instructions[0]))),)
+
+    def encode_scene(self, images, state, text):
+        return (images["front"] + state + text,)
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
 
     def remember(self, values):
         return Nested(((values + 1, torch.zeros(1)),), None)
@@ -53,12 +60,16 @@ def test_tensors_are_taken_out_and_put_back_in_order():
         with_tensors(value, tensors)
 
 
+def shown(value):
+    return Batch({"front": torch.full((2,), value)}, torch.zeros(2), ("abc",))
+
+
 def test_passes_are_captured_once_a_shape_and_see_what_they_are_given():
     made = []
 
-    def make(run, example):
-        made.append(run)
-        return Eager(run, example)
+    def make(*arguments):
+        made.append(arguments[0])
+        return Eager(*arguments)
 
     backbone = CapturedBackbone(Doubling(), make)
     for value in (1.0, 2.0):
@@ -66,20 +77,13 @@ def test_passes_are_captured_once_a_shape_and_see_what_they_are_given():
     assert len(made) == 1
     assert torch.equal(backbone.step(nested(1.0), torch.ones(2), cond_BD=torch.ones(2)), torch.full((2,), 4.0))
     assert len(made) == 2
-    contexts = [backbone.encode(torch.full((2,), value)) for value in (1.0, 2.0)]
+    contexts = [backbone.encode(shown(value)) for value in (1.0, 2.0)]
     assert len(made) == 3
-    assert [float(one.pairs[0][0][0]) for one in contexts] == [2.0, 3.0]
+    assert [float(one.pairs[0][0][0]) for one in contexts] == [5.0, 6.0]
     assert contexts[0].name == "n"
     assert backbone.name == "doubling"
     with pytest.raises(ValueError, match="expected a head without a mask"):
         backbone.step(nested(1.0), torch.ones(2), torch.ones(2, 2))
-
-
-def test_a_prefix_that_computes_nothing_is_not_captured():
-    backbone = CapturedBackbone(Doubling(), lambda *_: pytest.fail("captured"))
-    backbone._backbone.remember = lambda values: Nested(((values, values),), None)
-    for value in (1.0, 2.0):
-        assert backbone.encode(torch.full((2,), value)).pairs[0][1][0] == value
 
 
 def test_without_cuda_nothing_is_captured():

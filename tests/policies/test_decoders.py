@@ -10,10 +10,13 @@ import torch
 from decodes import TWELVE, Eager
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from policies.captured import ChunkGraphs
 from policies.checkpoint import load_policy, save_policy
-from policies.decoders import Before, CapturedDecoder, Graphs
+from policies.chunks import TextCache
 from policies.decoding import Decode
+from policies.heads.fused import FusedDecoder
 from policies.heads.prepared import PreparedDecoder
+from policies.warm_start import Before
 from vla_runtime.decoding.bac import Schedule
 
 
@@ -22,49 +25,77 @@ def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(sche
     # A guard that is always crossed: every other chunk is decoded in full.
     made = replace(Schedule.load(scheduled / "schedule.json"), guard={0: -10.0, 6: -10.0}) if caching else None
     policy = load_policy(scheduled)
+    fused = policy.backbone.fused()
     eager = PreparedDecoder(policy.head, policy.backbone, made)
-    captured = CapturedDecoder(Graphs(lambda: PreparedDecoder(policy.head, policy.backbone, made), Eager))
+    graphs = ChunkGraphs(fused, TextCache(fused), lambda: FusedDecoder(policy.head, fused, made), Eager)
+    captured = graphs.session()
     given = policy.committed(np.zeros((1, policy.spec.action.size), np.float32))
     for index, (committed, first) in enumerate([(None, 0), (given, 0), (None, 6), (given, 6), (None, 0), (given, 0)]):
-        context = policy.backbone.encode(policy.batch([[observations[index % 2]]]))
+        batch = policy.batch([[observations[index % 2]]])
         noise = policy.head.draw(1, torch.Generator().manual_seed(index))
-        warm = (torch.zeros(1, policy.spec.horizon, policy.spec.action.size),) if first else ()
-        arguments = (context, committed, noise, 1, *warm, *((first,) if first else ()))
-        assert torch.equal(captured(*arguments), eager(*arguments))
-        assert captured.facts == eager.facts
+        warm = torch.zeros(1, policy.spec.horizon, policy.spec.action.size) if first else None
+        found = captured(batch, committed, noise, warm, first)
+        wanted = eager(policy.backbone.encode(batch), committed, noise, 1, warm, first)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        assert captured.facts == pytest.approx(eager.facts, abs=1e-5)
     # Other sizes of a batch have graphs of their own.
-    context = policy.backbone.encode(policy.batch([[one] for one in observations]))
+    batch = policy.batch([[one] for one in observations])
     noise = policy.head.draw(2, torch.Generator().manual_seed(9))
-    assert torch.equal(captured(context, None, noise, 2), eager(context, None, noise, 2))
+    wanted = eager(policy.backbone.encode(batch), None, noise, 2)
+    torch.testing.assert_close(captured(batch, None, noise), wanted, rtol=0, atol=1e-5)
 
 
-def test_capturing_beforehand_captures_all_and_leaves_no_trace(scheduled, observations):
-    made = replace(Schedule.load(scheduled / "schedule.json"), guard={0: -10.0})
-    policy = load_policy(scheduled)
-    decoders = [PreparedDecoder(policy.head, policy.backbone, made) for _ in range(2)]
-    count = []
+def test_capturing_beforehand_captures_all_and_leaves_no_trace(scheduled, observations, graphs_made):
+    policy = load_policy(scheduled, decode=Decode("bac", warm_start=0.5, graphs=True))
+    session = policy.begin(0)
+    # By plan and in full, cold and warm, with rows given and without.
+    assert len(graphs_made) == 8
+    replayed = [0]
+    for graph in graphs_made:
+        graph.run = counted(graph.run, replayed)
+    for seed in (1, 2):
+        policy.begin(seed)
+    assert replayed == [0]
+    session.predict([observations[0]])
+    assert (len(graphs_made), replayed) == (8, [1])
 
-    def make(run, example):
-        count.append(1)
-        return Eager(run, example)
 
-    captured = CapturedDecoder(Graphs(lambda: decoders[0], make))
-    context = policy.backbone.encode(policy.batch([observations[:1]]))
-    noise = policy.head.draw(1, torch.Generator().manual_seed(0))
-    captured.capture(context, None, noise)
-    assert len(count) == 2  # by plan and in full
-    for _ in range(3):
-        assert torch.equal(captured(context, None, noise), decoders[1](context, None, noise))
-        assert captured.facts == decoders[1].facts
-    assert len(count) == 2
+def counted(run, count):
+    def counting(*values):
+        count[0] += 1
+        return run(*values)
+
+    return counting
+
+
+def test_a_deadline_is_met_by_fewer_rounds_though_all_rounds_are_one_graph(
+    make_policy, observations, graphs_made, tmp_path
+):
+    save_policy(tmp_path / "other", make_policy("discrete_diffusion"), {}, {})
+    session = load_policy(tmp_path / "other", decode=Decode("plain", graphs=True)).begin(0)
+    assert session.predict([observations[0]]).facts["cut"] == 0
+    assert session.predict([observations[0]], deadline=0.0).facts["cut"] == 1
+    assert session.predict([observations[0]]).facts["cut"] == 0
+
+
+def test_an_instruction_is_encoded_once(make_policy, observations):
+    policy = make_policy("beast")
+    asked, encode = [], policy.backbone.encode_text
+    policy.backbone.encode_text = lambda instructions: (asked.append(instructions), encode(instructions))[1]
+    session = policy.begin(0)
+    first = session.predict([observations[0]])
+    again = session.predict([observations[0]])
+    session.predict([replace(observations[0], instruction="something else")])
+    assert np.array_equal(first.actions, again.actions)
+    assert asked == [(observations[0].instruction,), ("something else",)]
 
 
 @pytest.mark.parametrize(
     ("head", "options", "mode", "each"),
     [
-        # The prefix, and what is asked with it: by plan and in full, with rows given and without; or every pass.
-        *(("diffusion", {"denoising": TWELVE}, "bac", 1 + 4), ("diffusion", {"denoising": TWELVE}, "exact", 1 + 2)),
-        *(("discrete_diffusion", {}, "plain", 1 + 1), ("beast", {}, "plain", 1 + 1)),
+        # By plan and in full, with rows given and without; of rounds also what encodes and a round, for deadlines.
+        *(("diffusion", {"denoising": TWELVE}, "bac", 4), ("diffusion", {"denoising": TWELVE}, "exact", 2)),
+        *(("discrete_diffusion", {}, "plain", 2 + 2), ("beast", {}, "plain", 2)),
     ],
 )
 def test_sessions_share_graphs_and_keep_what_is_theirs(
@@ -79,7 +110,8 @@ def test_sessions_share_graphs_and_keep_what_is_theirs(
     assert len(graphs_made) == each
     for observation in observations * 2:
         for one, other in zip(wanted, found, strict=True):
-            assert np.array_equal(one.predict([observation]).actions, other.predict([observation]).actions)
+            chunks = [session.predict([observation]).actions for session in (one, other)]
+            np.testing.assert_allclose(*chunks, atol=1e-5)
     assert len(graphs_made) == each
 
 

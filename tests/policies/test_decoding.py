@@ -13,8 +13,8 @@ from decodes import TWELVE
 from playing import runner
 
 from policies.checkpoint import load_policy, save_policy
-from policies.decoders import WarmStart, neutral_row
 from policies.decoding import PLAIN, Decode
+from policies.warm_start import WarmStart, neutral_row
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
@@ -276,13 +276,13 @@ def test_a_precision_that_is_not_active_is_refused(make_policy, tmp_path, monkey
 
 def test_a_deadline_counts_from_the_observation_on(make_policy, observations, monkeypatch):
     policy = make_policy("discrete_diffusion", decoding={"rounds": 6}).decoding(Decode("plain", deadline=0.15))
-    clock, encode = SystemClock(), policy.backbone.encode
+    clock, encode = SystemClock(), policy.backbone.encode_scene
 
-    def slow(batch):
+    def slow(*scene):
         clock.sleep_until(clock.now() + 0.2)
-        return encode(batch)
+        return encode(*scene)
 
-    monkeypatch.setattr(policy.backbone, "encode", slow)
+    monkeypatch.setattr(policy.backbone, "encode_scene", slow)
     assert policy.begin(0).predict([observations[0]]).facts["rounds"] == 1
 
 

@@ -14,7 +14,7 @@ TWELVE = {"sampler": "ddpm", "steps": 12, "train_steps": 12}
 class Eager:
     """Stands where a CUDA graph would: the same function, on inputs that lie in one place, answers cloned."""
 
-    def __init__(self, run, example):
+    def __init__(self, run, example, device=None, to_host=False):
         self.run, self.inputs = run, [value.clone() for value in example]
 
     def __call__(self, *given):
@@ -29,8 +29,8 @@ def captured_reads_no_values(backbone, batch, slots):
     """
     made = []
 
-    def make(run, example):
-        made.append(Eager(run, example))
+    def make(*arguments):
+        made.append(Eager(*arguments))
         return made[-1]
 
     captured = CapturedBackbone(backbone, make)

@@ -94,7 +94,8 @@ def denoise(predict: Predict, noise: dict[str, Tensor], denoising: Denoising) ->
     schedule = noise_schedule(denoising)
     sample = noise["start"]
     for index, timestep in enumerate(schedule.timesteps):
-        answer = predict(sample, timestep.expand(len(sample)).to(sample.device))
+        # Filled on the device: a tensor of the host would be waited for at every step.
+        answer = predict(sample, torch.full((len(sample),), int(timestep), device=sample.device))
         options = {"variance_noise": noise["steps"][index]} if denoising.sampler == "ddpm" else {}
         sample = _step(schedule, answer, timestep, sample, options)
     return sample
@@ -254,7 +255,7 @@ def _step(schedule: Any, answer: Tensor, timestep: Tensor, sample: Tensor, optio
         mean = _ddpm_mean(schedule, answer, timestep, sample)
         if int(timestep) == 0:
             return mean
-        deviation = schedule._get_variance(int(timestep)).clamp_min(1e-20).sqrt().to(sample)
+        deviation = schedule._get_variance(int(timestep)).clamp_min(1e-20).sqrt()
         noisy: Tensor = mean + deviation * noise
         return noisy
     result: Tensor = schedule.step(answer, timestep, sample).prev_sample
@@ -265,10 +266,9 @@ def _ddpm_mean(schedule: Any, answer: Tensor, timestep: Tensor, sample: Tensor) 
     """Equations 15 and 7 of DDPM (arXiv 2006.11239), with the predicted sample cut to [-1, 1]."""
     t = int(timestep)
     before = t - 1
-    alpha_bar = schedule.alphas_cumprod[t].to(sample)
-    alpha_bar_before = (
-        schedule.alphas_cumprod[before].to(sample) if before >= 0 else torch.ones((), device=sample.device)
-    )
+    # Numbers of the host: they go to a kernel as its arguments, and nothing is copied.
+    alpha_bar = schedule.alphas_cumprod[t]
+    alpha_bar_before = schedule.alphas_cumprod[before] if before >= 0 else torch.ones(())
     alpha = alpha_bar / alpha_bar_before
     if _velocity(schedule):
         clean = (alpha_bar.sqrt() * sample - (1 - alpha_bar).sqrt() * answer).clamp(-1, 1)

@@ -32,14 +32,14 @@ class FeatureCache:
         branches: int,
         expected: Mapping[int, Mapping[int, float]] | None = None,
     ):
-        self._plan = [frozenset(one) for one in plan]
-        if not self._plan or self._plan[0] != frozenset(range(branches)):
+        self.plan = [frozenset(one) for one in plan]
+        if not self.plan or self.plan[0] != frozenset(range(branches)):
             raise ValueError(f"cache: expected a first step that computes all {branches} branches, got {plan[:1]}")
-        if any(not one <= self._plan[0] for one in self._plan):
+        if any(not one <= self.plan[0] for one in self.plan):
             raise ValueError(f"cache: expected branches 0 to {branches - 1}, got {sorted(frozenset().union(*plan))}")
         self.branches = branches
-        self._expected = expected or {}
-        updates = [[step for step, computed in enumerate(self._plan) if index in computed] for index in range(branches)]
+        self.expected = expected or {}
+        updates = [[step for step, computed in enumerate(self.plan) if index in computed] for index in range(branches)]
         self._before = [dict(zip(steps[1:], steps, strict=False)) for steps in updates]
         self._gaps: list[Tensor] = []
         self._updated = [0] * branches
@@ -55,11 +55,11 @@ class FeatureCache:
     @property
     def steps(self) -> int:
         """How many steps the plan has."""
-        return len(self._plan)
+        return len(self.plan)
 
     def hit_rate(self, first: int = 0) -> float:
         """The share of branches that a decode from step `first` on takes as they were kept."""
-        later = self._plan[first + 1 :]
+        later = self.plan[first + 1 :]
         return sum(self.branches - len(one) for one in later) / (self.branches * (len(later) + 1))
 
     def reset(self, first: int = 0, full: bool = False) -> None:
@@ -74,17 +74,17 @@ class FeatureCache:
     def advance(self) -> None:
         """Go on to the next step."""
         self._step += 1
-        if self._step >= len(self._plan):
-            raise RuntimeError(f"cache: expected {len(self._plan)} steps, got one more; reset it before each decode")
+        if self._step >= len(self.plan):
+            raise RuntimeError(f"cache: expected {len(self.plan)} steps, got one more; reset it before each decode")
 
     @property
     def idle(self) -> bool:
         """Whether this step computes no branch."""
-        return not self._full and self._step != self._first and not self._plan[self._step]
+        return not self._full and self._step != self._first and not self.plan[self._step]
 
     def reuses(self, index: int) -> bool:
         """Whether this step takes the branch's output as it was kept."""
-        return not (self._full or self._step == self._first or index in self._plan[self._step])
+        return not (self._full or self._step == self._first or index in self.plan[self._step])
 
     def kept(self, index: int) -> Tensor:
         """The output that a branch gave last."""
@@ -114,7 +114,7 @@ class FeatureCache:
         return torch.stack(self._gaps).mean(0) if self._gaps else None
 
     def _compare(self, index: int, kept: Tensor, output: Tensor) -> None:
-        known = self._expected.get(index, {}).get(self._step)
+        known = self.expected.get(index, {}).get(self._step)
         # An update whose last one was another than in calibration (a later first step) says nothing.
         if known is not None and self._before[index][self._step] == self._updated[index]:
             # In fp32, whatever theirs: what they differ by is less than bf16 can say.

@@ -7,7 +7,7 @@ execution is the reference. Knows no networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from threading import Lock
 from typing import Any
@@ -17,42 +17,90 @@ from torch import Tensor
 
 # Runs before a capture: libraries choose kernels and claim memory in the first ones.
 _WARM_UPS = 3
+# Captures of a process, one at a time: while one records, another would have to wait for the device.
+_capturing = Lock()
 
 
 class Captured:
     """A function from tensors to tensors, captured for the shapes of `example` and called with tensors of these.
 
-    ValueError for tensors that do not lie on a CUDA device and for calls with other shapes.
+    Inputs may lie on the device or on the host; those of the host pass through pinned memory. Calls may come from
+    several threads, one after another: the graph has a stream of its own, and its caller holds a lock.
+
+    Args:
+        run: what is captured; it asks the device nothing.
+        example: tensors of the right shapes; `device` says where those of the host go.
+        device: the CUDA device, by default that of the first example.
+        to_host: whether answers come back as tensors of the host, for which the call waits once; otherwise they are
+            cloned on the device, and nothing waits.
+
+    ValueError for a device that is not CUDA and for calls with other shapes.
     """
 
-    def __init__(self, run: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]):
-        require_cuda(example[0].device)
-        self._device = example[0].device
-        self._inputs = [value.clone() for value in example]
-        with torch.cuda.device(self._device):
-            stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+    def __init__(
+        self,
+        run: Callable[..., tuple[Tensor, ...]],
+        example: Sequence[Tensor],
+        device: torch.device | None = None,
+        to_host: bool = False,
+    ):
+        self._device = example[0].device if device is None else device
+        require_cuda(self._device)
+        self._inputs = [value.to(self._device, copy=True) for value in example]
+        self._staged = [
+            torch.empty(value.shape, dtype=value.dtype, pin_memory=True) if value.device.type == "cpu" else None
+            for value in example
+        ]
+        with _capturing, torch.cuda.device(self._device):
+            # Of the highest priority: what answers a robot goes before whatever else the device does.
+            self._stream: Any = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     run(*self._inputs)
-            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.current_stream().wait_stream(self._stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Other threads may allocate and copy meanwhile.
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._outputs = run(*self._inputs)
+        self._answers: list[Tensor] | None = None
+        if to_host:
+            self._answers = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in self._outputs]
+            self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for mine, given in zip(self._inputs, inputs, strict=True):
             if mine.shape != given.shape:
                 raise ValueError(f"decode.graphs: expected a tensor {list(mine.shape)}, got {list(given.shape)}")
-            mine.copy_(given)
         with torch.cuda.device(self._device):
-            self._graph.replay()
-            return tuple(value.clone() for value in self._outputs)
+            caller = torch.cuda.current_stream()
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                for mine, staged, given in zip(self._inputs, self._staged, inputs, strict=True):
+                    if staged is not None and given.device.type == "cpu":
+                        staged.copy_(given)
+                        mine.copy_(staged, non_blocking=True)
+                    else:
+                        mine.copy_(given, non_blocking=True)
+                self._graph.replay()
+                if self._answers is not None:
+                    for answer, output in zip(self._answers, self._outputs, strict=True):
+                        answer.copy_(output, non_blocking=True)
+                    self._done.record(self._stream)
+                    self._done.synchronize()
+                    return tuple(answer.clone() for answer in self._answers)
+                answers = tuple(value.clone() for value in self._outputs)
+            caller.wait_stream(self._stream)
+            for answer in answers:
+                # Its memory is the stream's; it is not to be given away while the caller still reads.
+                answer.record_stream(caller)
+            return answers
 
 
 class CapturedBackbone:
-    """A backbone whose `remember` and `step` are captured, once for every shape of what they are given; in all else it
-    is the backbone. Sessions share it: every answer is cloned before another call writes over it.
+    """A backbone whose passes are captured, once for every shape of what they are given: what encodes an observation
+    as one graph, and a step as another. In all else it is the backbone. Sessions share it: every answer is cloned
+    before another call writes over it.
 
     make: what captures, `Captured`. ValueError for a mask among slots, which no head that is captured has.
     """
@@ -61,7 +109,7 @@ class CapturedBackbone:
         self._backbone, self._make = backbone, make
         self._steps: dict[Hashable, Any] = {}
         # What was captured, and a context to put its tensors into.
-        self._prefixes: dict[Hashable, tuple[Any, Any]] = {}
+        self._contexts: dict[Hashable, tuple[Any, Any]] = {}
         # Sessions may run in threads of their own, and what they write into is the same.
         self._lock = Lock()
 
@@ -69,26 +117,27 @@ class CapturedBackbone:
         return getattr(self._backbone, name)
 
     def encode(self, batch: Any) -> Any:
-        """As the backbone's own: what the eyes see is not captured, the prefix made of it is."""
-        return self.remember(*self._backbone.features(batch))
-
-    def remember(self, *features: Tensor) -> Any:
         """As the backbone's own."""
-        key = tuple(value.shape for value in features)
+        return self.context(batch.images, batch.state_BS, *self._backbone.encode_text(batch.instructions))
+
+    def context(self, images: Mapping[str, Tensor], state_BS: Tensor, *text: Tensor) -> Any:
+        """What a head decodes from: the backbone's `encode_scene` and `remember` as one graph."""
+        names = tuple(sorted(images))
+        given = [*(images[name] for name in names), state_BS, *text]
+        key = (names, *(value.shape for value in given))
+
+        def encoded(*values: Tensor) -> Any:
+            shown = dict(zip(names, values, strict=False))
+            return self._backbone.remember(*self._backbone.encode_scene(shown, *values[len(names) :]))
+
         with self._lock:
-            if key not in self._prefixes:
-                context = self._backbone.remember(*features)
-                alone = {id(value) for value in tensors_of(context)} <= {id(value) for value in features}
-
-                def run(*values: Tensor) -> tuple[Tensor, ...]:
-                    return tuple(tensors_of(self._backbone.remember(*values)))
-
-                # Where nothing is computed there is nothing to capture.
-                self._prefixes[key] = context, None if alone else self._make(run, features)
-            context, captured = self._prefixes[key]
-            if captured is None:
-                return self._backbone.remember(*features)
-            return with_tensors(context, captured(*features))
+            if key not in self._contexts:
+                device = next(self._backbone.parameters()).device
+                example = encoded(*(value.to(device) for value in given))
+                captured = self._make(lambda *values: tuple(tensors_of(encoded(*values))), given, device)
+                self._contexts[key] = example, captured
+            example, captured = self._contexts[key]
+            return with_tensors(example, captured(*given))
 
     def step(
         self, context: Any, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
@@ -107,7 +156,7 @@ class CapturedBackbone:
                     seen = with_tensors(context, values[extra:])
                     return (self._backbone.step(seen, values[0], None, None if extra == 1 else values[1]),)
 
-                self._steps[key] = self._make(run, given)
+                self._steps[key] = self._make(run, given, slots_BLD.device)
             answer: Tensor = self._steps[key](*given)[0]
         return answer
 
