@@ -122,7 +122,8 @@ class GateNode:
             wanted = tuple(one for name in names for one in self._side.action[name].names)
             self.gates[topic] = Gate(wanted, self._side.expiry, self._moving[topic])
             self._zeros[topic] = {}
-            for name in names:
+            # Of places zero is one, and of rotations none.
+            for name in names if self._moving[topic] else ():
                 group = contract.action.group(name)
                 self._zeros[topic] |= theirs(np.zeros(group.size), self._side.action[name], group)
 

@@ -20,7 +20,8 @@ import numpy as np
 from vla_runtime.contract import Contract
 from vla_runtime.control.clock import Clock
 from vla_runtime.robot_side import RobotSide, Topic
-from vla_runtime.ros.messages import read_image, read_state, stamp
+from vla_runtime.ros.conversion import Array, converted, said, said_rotation, turned
+from vla_runtime.ros.messages import read_image, stamp
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import Observation, SpecMismatch
 
@@ -49,6 +50,8 @@ class Streams:
         self._least, self._least_at = math.inf, 0.0
         self._kept: dict[tuple[str, ...], tuple[float, Observation]] = {}
         self._faults: Counter[str] = Counter()
+        # Of rotations the newest as the robot said them, with their convention: which of equal values it was.
+        self._rotations: dict[str, tuple[Array, str]] = {}
         self.instruction = ""
         for camera in contract.cameras:
             image = self._robot.cameras[camera.name]
@@ -62,9 +65,12 @@ class Streams:
             state = self._robot.state[group.name]
 
             def felt(message: Any, stream: Any = state, spec: Any = group) -> Any:
-                values = read_state(message, stream, spec).astype(np.float32)
+                own = said(message.name, getattr(message, stream.field), stream)
+                values = converted(own, stream, spec).astype(np.float32)
                 if not np.isfinite(values).all():
                     raise SpecMismatch(f"state {spec.name!r}: expected finite values, got {values.tolist()}")
+                if spec.rotation is not None:
+                    self._rotations[spec.name] = own, str(said_rotation(stream, spec))
                 return values
 
             topics.setdefault(state.topic, {})[f"state {group.name}"] = felt
@@ -83,7 +89,15 @@ class Streams:
             for samples in self._samples.values():
                 samples.clear()
             self._kept.clear()
+            self._rotations.clear()
             self._least = math.inf
+
+    def rotation(self, name: str, convention: str) -> Array | None:
+        """The newest rotation of a state group in a convention, as the robot said it where that is its own; None where
+        no group of that name is a rotation, or nothing has come.
+        """
+        newest = self._rotations.get(name)
+        return None if newest is None else turned(*newest, convention)
 
     def ages(self) -> dict[str, float]:
         """Seconds since the newest of every stream was stamped, on our clock; those that have none are left out."""
