@@ -31,8 +31,10 @@ def said(names: Sequence[str], numbers: Any, stream: StateStream | CommandStream
     places = {name: index for index, name in enumerate(names)}
     missing = [name for name in stream.names if places.get(name, len(numbers)) >= len(numbers)]
     if missing:
+        there = set(missing) <= set(names)
+        remedy = "send a value for every name" if there else "name them in the contract as the robot does"
         raise SpecMismatch(
-            f"{stream.topic}: expected values named {missing}, got {len(numbers)} values for {list(names)}"
+            f"{stream.topic}: expected values named {missing}, got {len(numbers)} values for {list(names)}; {remedy}"
         )
     values = np.array([numbers[places[name]] for name in stream.names], np.float64)
     found: Array = values * np.asarray(stream.scale) + np.asarray(stream.offset)

@@ -70,6 +70,14 @@ def listen(
     transport.subscribe(Topic(name, kind), on_message)
 
 
+def spec_of(contract: Contract, instruction: str, steps: int) -> EnvSpec:
+    """A robot as an environment of one task. steps: control periods an episode may take at most."""
+    return EnvSpec(
+        robot_of(contract).name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz,
+        (instruction,), steps,
+    )  # fmt: skip
+
+
 # Seconds after a stop within which a reset is none: said before it, it may be heard after it.
 HASTE = 0.2
 
@@ -106,10 +114,7 @@ class RosRobot:
         self._contract, self._side, self._transport = contract, robot_of(contract), transport
         self._clock, self._safety, self._patience = clock, safety, patience
         self._told_to_end = told_to_end
-        self._spec = EnvSpec(
-            self._side.name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, (instruction,),
-            steps,
-        )  # fmt: skip
+        self._spec = spec_of(contract, instruction, steps)
         self._origin, self._sequence = uuid.uuid4().hex[:8], 0
         self._outcome: Outcome | None = None
         self._topics = command_topics(self._side.action)
@@ -150,10 +155,12 @@ class RosRobot:
                 except RuntimeError as error:
                     problem = str(error)
             if self._clock.now() > deadline:
+                none = ", ".join(f"{name} ({self.streams.instead(name)})" for name in missing)
+                health = "; ".join(self._transport.health()) or "the transport reports no problem"
                 raise RuntimeError(
                     problem
                     or f"robot {self._spec.name}: expected all streams within {self._patience:g} s, got none of "
-                    f"{', '.join(missing)}; {'; '.join(self._transport.health()) or 'nobody complains'}"
+                    f"{none}; {health}"
                 )
             if self._told_to_end():
                 raise RuntimeError(f"robot {self._spec.name}: told to stop before everything was seen")
