@@ -34,7 +34,7 @@ class Gate:
     """Judges the commands of one topic. names: what each must say; expiry: seconds for which one counts; moving:
     whether they are velocities.
 
-    `refused` counts those that did not pass, by reason.
+    `refused` counts those that did not pass, by reason; `detail` says what was wrong with the last of them.
     """
 
     def __init__(self, names: tuple[str, ...], expiry: float, moving: bool = False):
@@ -43,6 +43,7 @@ class Gate:
         self._superseded: set[str] = set()
         self._not_before = -float("inf")
         self.refused: Counter[str] = Counter()
+        self.detail = ""
 
     def begin(self, now: float) -> None:
         """Only commands that answer something said after `now` count from here on."""
@@ -85,6 +86,7 @@ class Gate:
 
     def _refused(self, reason: str, detail: str) -> dict[str, float] | None:
         self.refused[reason] += 1
+        self.detail = detail
         if self.refused[reason] == 1:
             _log.warning("refused: %s", detail)
         return None
