@@ -108,5 +108,5 @@ def test_a_file_that_holds_no_limits_is_refused(tmp_path):
     path = tmp_path / "limits.yaml"
     path.write_text("- 1\n")
     for wrong in (path, tmp_path / "none.yaml"):
-        with pytest.raises(BadArguments, match=r"limits\.groups: expected limits by group"):
+        with pytest.raises(BadArguments, match=r"limits\.groups: expected (limits by group|a YAML file)"):
             runner("env=reach", "policy=expert", f"limits.groups={wrong}")

@@ -8,8 +8,11 @@ import pytest
 from robots import reach_robot
 
 from vla_runtime.contract import Contract, differences
+from vla_runtime.robot_faults import require_robot
 from vla_runtime.robot_side import TWIST, CameraStream, CommandStream, Desk, RobotSide, StateStream, Topic
 from vla_runtime.types import ActionSpec, Group, SpecMismatch, StateSpec
+
+_COMMAND = {"topic": "/c", "names": ["a", "b"], "stop": "hold"}
 
 
 def test_document_round_trip(tmp_path):
@@ -80,7 +83,7 @@ def test_a_faulty_document_is_refused_by_name(tmp_path):
     document["robot"]["cameras"]["hand"] = {"topik": "/hand"}
     with pytest.raises(SpecMismatch, match="robot cameras 'hand': expected keys among"):
         Contract.read(document)
-    with pytest.raises(SpecMismatch, match="robot: expected a map, got str"):
+    with pytest.raises(SpecMismatch, match="robot: expected a map, got 'mine'"):
         Contract.read({**document, "robot": "mine"})
     with pytest.raises(SpecMismatch, match="expected a YAML file"):
         Contract.load(tmp_path / "none.yaml")
@@ -92,22 +95,14 @@ def test_a_faulty_document_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("part", "values", "words"),
     [
-        ("action", {"topic": "/c", "names": "ab", "stop": "hold"}, "names: expected"),
+        ("action", {"topic": "/c", "names": "ab", "stop": "hold"}, "names: expected a list of text, got 'ab'"),
         ("action", {"topic": "/c", "names": ["a", 2], "stop": "hold"}, "names: expected"),
-        ("action", {"topic": "/c", "names": ["a", "b"], "stop": "hold", "scale": "2.0"}, "scale: expected float"),
-        (
-            "action",
-            {"topic": "/c", "names": ["a", "b"], "stop": "hold", "scale": float("nan")},
-            "scale: expected float",
-        ),
-        ("action", {"topic": None, "names": ["a", "b"], "stop": "hold"}, "topic: expected str, got None"),
-        (
-            "action",
-            {"topic": "/c", "names": ["a", "b"], "stop": "hold", "reliable": "false"},
-            "reliable: expected bool",
-        ),
-        ("action", {"topic": "/c", "names": ["a", "b"], "stop": "hold", "depth": True}, "depth: expected int"),
-        ("state", {"topic": "/s", "names": ["a", "b"], "max_age": float("inf")}, "max_age: expected float"),
+        ("action", {**_COMMAND, "scale": "2.0"}, "scale: expected a finite number .* without quotes"),
+        ("action", {**_COMMAND, "scale": float("nan")}, "scale: expected a finite number"),
+        ("action", {**_COMMAND, "topic": None}, "topic: expected text, got None"),
+        ("action", {**_COMMAND, "reliable": "false"}, "reliable: expected true or false"),
+        ("action", {**_COMMAND, "depth": True}, "depth: expected a whole number"),
+        ("state", {"topic": "/s", "names": ["a", "b"], "max_age": float("inf")}, "max_age: expected a finite number"),
     ],
 )
 def test_values_of_the_wrong_kind_are_named(part, values, words):
@@ -130,10 +125,10 @@ def test_groups_of_one_topic_do_not_share_names_and_mean_the_same():
         {"arm": CommandStream("/c", ("a",), "cease"), "hand": CommandStream("/c", ("a",), "cease")},
     )  # fmt: skip
     with pytest.raises(SpecMismatch, match=r"names: expected others .* got \['a'\]\n .*velocities or goals, got both"):
-        side.require((), state, spec)
+        require_robot(side, (), state, spec)
     moved = ActionSpec((_group("arm", "delta"), _group("hand", "absolute")))
     with pytest.raises(SpecMismatch, match="expected goals or velocities, got increments"):
-        side.require((), state, moved)
+        require_robot(side, (), state, moved)
 
 
 def _group(name, kind):
@@ -152,3 +147,70 @@ def test_a_state_stream_says_which_of_the_lists():
     state = {"joints": StateStream("/j", ("a", "b"), field="angle"), "position": StateStream("/j", ("x", "y"))}
     with pytest.raises(SpecMismatch, match="field: expected one of position, velocity, effort"):
         reach_robot(state=state)
+
+
+def _stream(topic, *names, **rest):
+    return StateStream(topic, names, **{"max_age": 1.0, **rest})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cameras": {name: CameraStream("/same") for name in ("overhead", "hand")}},
+         "topic /same: expected one use, got camera 'overhead' and camera 'hand'"),
+        ({"cameras": {"overhead": CameraStream("/joint_states"), "hand": CameraStream("/hand")}},
+         "topic /joint_states: expected one use, got camera 'overhead' and the state"),
+        ({"state": {"joints": _stream("/arm/command", "a", "b"), "position": _stream("/p", "x", "y")}},
+         "topic /arm/command: expected one use, got the state and commands"),
+        ({"state": {"joints": _stream("/j", "a", "b"), "position": _stream("/j", "b", "c")}},
+         "state 'position', names: expected values that no other group reads from /j, got 'b', which 'joints' reads"),
+        ({"state": {"joints": _stream("/j", "a", "b"), "position": _stream("/j", "x", "y", reliable=True)}},
+         "state 'position', reliable: expected False as of the others on /j, got True"),
+        ({"desk": Desk(stop="/vla/reset")}, "topic /vla/reset: expected one use, got desk stop and desk reset"),
+        ({"desk": Desk(instruction="/vla/status/gate")}, "got desk instruction and the gate's status"),
+        ({"cameras": {"overhead": CameraStream("/a", depth=0), "hand": CameraStream("/b")}}, "depth: expected 1 or"),
+        ({"name": ""}, "name: expected text, got none"),
+        *(({"desk": Desk(stop=name)}, "desk stop: expected an absolute name") for name in
+          ("/", "//a", "~/a", "/a/", "/a b", "/a-b", "/1a", "/a/{b}")),
+    ],
+)  # fmt: skip
+def test_what_excludes_each_other_is_refused(changes, words):
+    with pytest.raises(SpecMismatch, match=words):
+        reach_robot(**changes)
+
+
+def test_one_joint_may_be_read_as_position_and_as_velocity():
+    state = {"joints": _stream("/j", "a", "b"), "position": _stream("/j", "a", "b", field="velocity")}
+    assert reach_robot(state=state).robot.state["position"].field == "velocity"
+
+
+def test_a_group_of_the_action_means_what_the_state_of_its_name_tells():
+    """A robot that is to stand is commanded to where the state says it is, dimension by dimension."""
+    contract = reach_robot()
+    (group,) = contract.action.groups
+    for change, words in (
+        ({"dims": group.dims[::-1]}, "dims: expected .'elbow', 'shoulder'. as in the action"),
+        ({"units": "deg"}, "units: expected deg as in the action, got rad"),
+    ):
+        with pytest.raises(SpecMismatch, match=f"state 'joints', {words}"):
+            replace(contract, action=ActionSpec((replace(group, **change),)))
+
+
+def test_velocities_are_not_converted_as_rotations():
+    turn = Group("turn", ("x", "y", "z"), "velocity", "rad/s", (-1.0,) * 3, (1.0,) * 3, rotation="axis_angle")
+    state = StateSpec((_group("arm", "measured"),))
+    stream = CommandStream("/c", tuple("abcd"), "zero", rotation="quaternion_xyzw")
+    side = RobotSide("r", {}, {"arm": StateStream("/s", ("a",))}, {"turn": stream})
+    with pytest.raises(SpecMismatch, match="rotation: expected none for a group of kind velocity"):
+        require_robot(side, (), state, ActionSpec((turn,)))
+
+
+def test_all_faults_of_a_document_are_in_one_message():
+    document = reach_robot().document()
+    document["robot"]["cameras"]["hand"]["maxage"] = 1
+    document["robot"]["desk"]["stop"] = 3
+    document["robot"]["expiry"] = "0.2"
+    with pytest.raises(SpecMismatch, match="3 faults") as caught:
+        Contract.read(document)
+    for words in ("got 'maxage'", "robot desk, stop: expected text or null, got 3", "robot, expiry: expected a finite"):
+        assert words in str(caught.value)

@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from envs.osc_arm import ABSOLUTE, delta_spec
 from vla_runtime.transforms import (
+    ROTATIONS,
     Normalise,
     absolute_from_delta,
     axis_angle_from_matrix,
@@ -15,6 +16,7 @@ from vla_runtime.transforms import (
     matrix_from_axis_angle,
     matrix_from_quaternion,
     matrix_from_rot6d,
+    nearest_rotation,
     quaternion_from_matrix,
     rot6d_from_matrix,
 )
@@ -128,3 +130,26 @@ def test_what_never_varied_comes_back():
 def test_missing_statistics_are_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("rotation", ["quaternion_xyzw", "axis_angle", "rot6d"])
+def test_the_nearest_rotation_is_the_same_rotation_and_no_other_is_nearer(rotation):
+    decode, encode = ROTATIONS[rotation]
+    generator = np.random.default_rng(3)
+    for _ in range(100):
+        matrix = matrix_from_axis_angle(generator.uniform(-3, 3, 3))
+        values, near = encode(matrix), generator.uniform(-9, 9, len(encode(matrix)))
+        found = nearest_rotation(values, near, rotation)
+        np.testing.assert_allclose(decode(found), matrix, atol=1e-9)
+        others = [values, -values] if rotation == "quaternion_xyzw" else [values]
+        if rotation == "axis_angle":
+            axis = values / np.linalg.norm(values)
+            others = [values + 2 * np.pi * turns * axis for turns in range(-4, 5)]
+        assert np.linalg.norm(found - near) <= min(np.linalg.norm(one - near) for one in others) + 1e-9
+
+
+def test_a_whole_turn_is_about_the_axis_of_before():
+    near = np.array([0.0, 6.2, 0.1])
+    found = nearest_rotation([1e-9, 0.0, 0.0], near, "axis_angle")
+    np.testing.assert_allclose(found, near / np.linalg.norm(near) * 2 * np.pi, atol=1e-8)
+    np.testing.assert_allclose(nearest_rotation(np.zeros(3), np.zeros(3), "axis_angle"), np.zeros(3))

@@ -74,9 +74,9 @@ def test_camera_names_expected_and_got():
     ("make", "message"),
     [
         (lambda: group(kind="jerk"), "kind"),
-        (lambda: group(low=(-1.0,)), "as many low"),
-        (lambda: group(rotation="rot6d"), "rotation expected"),
-        (lambda: group(low=(2.0, 0.0)), "above high"),
+        (lambda: group(low=(-1.0,)), r"low: expected as many numbers as dims \(2\), got 1"),
+        (lambda: group(rotation="rot6d"), "rotation: expected 6 dims for rot6d, got 2"),
+        (lambda: group(low=(2.0, 0.0)), "expected low <= high"),
         (lambda: ActionSpec((group(kind="measured"),)), "action group"),
         (lambda: StateSpec((group(), group())), "must differ"),
         (lambda: PolicySpec("p", (), StateSpec(()), delta_spec(), 0.1, 1, observation_offsets=(0, -1)), "ascending"),

@@ -22,6 +22,7 @@ from vla_runtime.compose import (
     Config,
     Result,
     build,
+    build_policy,
     control_for,
     main,
     select_tasks,
@@ -40,7 +41,7 @@ from vla_runtime.machine import set_single_threaded_blas
 from vla_runtime.messages import env_document, policy_document
 from vla_runtime.ros.bags import Recorded
 from vla_runtime.ros.gate import GateNode
-from vla_runtime.ros.robot import RosRobot
+from vla_runtime.ros.robot import RosRobot, spec_of
 from vla_runtime.ros.simulated import SimulatedRobot
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.ros.transport import Transport
@@ -121,13 +122,12 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
     _check_policy_side(config, contract)
     # A recording is decided again with these, wherever the file is then.
     config = {**config, "limits": {**config["limits"], "groups": read_groups(config["limits"]["groups"])}}
-    values = {**config["policy"], "env": None}
-    seed = values.pop("seed", None)
+    seed = config["policy"].get("seed")
+    steps = 10**9 if config["steps"] is None else config["steps"]
     # What thinks here leaves a core to the loop.
     set_single_threaded_blas()
-    policy: Policy = build(values)
+    policy: Policy = build_policy(config, spec_of(contract, config["instruction"], steps))
     safety = Safety(Timeouts(**config["safety"]))
-    steps = 10**9 if config["steps"] is None else config["steps"]
     _managed(config, contract, transport, clock, safety)
     robot = RosRobot(contract, transport, clock, safety, config["instruction"], config["patience"], steps, stop.is_set)
     wanted = at_rate(Contract.of(policy.spec), contract.rate_hz)
@@ -213,6 +213,11 @@ def _check_policy_side(config: Config, contract: Contract) -> None:
     """BadArguments for options that cannot be together."""
     if config["instruction"] is None:
         raise BadArguments("instruction: expected what the robot is to do, got none")
+    if config["policy"]["_target_"] == "expert":
+        raise BadArguments(
+            "policy: expected one that goes by what the robot says, got expert, which sees the state of a simulator; "
+            "take remote, hold or a trained policy"
+        )
     if config["loop"]["rate"] is not None:
         raise BadArguments(
             f"loop.rate: expected null, since the contract says how fast the robot is, got {config['loop']['rate']}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,18 +18,22 @@ from typing import Any
 import yaml
 
 from vla_runtime.disk import plain, write_text
+from vla_runtime.documents import key_faults, kind_of, made, mapping, read_yaml, type_faults
+from vla_runtime.robot_faults import require_robot
 from vla_runtime.robot_side import RobotSide
 from vla_runtime.types import ActionSpec, CameraSpec, EnvSpec, Group, PolicySpec, SpecMismatch, StateSpec
 
 VERSION = 1
 # Of a group, what is a robot's own affair and nobody must know.
 _OWN = ("speed", "acceleration", "rest")
+# What a document's own values must be; its groups, cameras and robot are read apart.
+_VALUES = {"rate_hz": "float", "horizon": "int | None", "instruction": "str", "statistics": "str | None"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contract:
     """What both sides must mean by the same numbers. None in horizon, statistics or robot: this side has none to
-    state.
+    state. SpecMismatch with all that cannot be.
     """
 
     cameras: tuple[CameraSpec, ...]
@@ -41,8 +46,22 @@ class Contract:
     robot: RobotSide | None = None
 
     def __post_init__(self) -> None:
+        found = []
+        names = [camera.name for camera in self.cameras]
+        if len(set(names)) != len(names):
+            found.append(f"cameras: expected every name once, got {names}")
+        if not self.action.groups:
+            found.append("action: expected one group or more, got none")
+        if not 0 < self.rate_hz < math.inf:
+            found.append(f"rate_hz: expected a finite number of periods a second above 0, got {self.rate_hz}")
+        if self.horizon is not None and self.horizon < 1:
+            found.append(f"horizon: expected 1 row or more, or null, got {self.horizon}")
+        if not self.instruction:
+            found.append("instruction: expected where it comes from (text), got none")
+        if found:
+            raise SpecMismatch(_listed(found))
         if self.robot is not None:
-            self.robot.require(self.cameras, self.state, self.action)
+            require_robot(self.robot, self.cameras, self.state, self.action)
 
     @classmethod
     def of(cls, spec: EnvSpec | PolicySpec) -> Contract:
@@ -73,12 +92,9 @@ class Contract:
     @classmethod
     def load(cls, path: str | Path) -> Contract:
         """A contract from a YAML file. SpecMismatch, naming the file, for one that is none."""
-        try:
-            document = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise SpecMismatch(f"contract: expected a YAML file, got {path}: {error}") from error
+        document = read_yaml(path, "contract")
         if not isinstance(document, Mapping):
-            raise SpecMismatch(f"contract: expected a map in {path}, got {type(document).__name__}")
+            raise SpecMismatch(f"contract: expected a map in {path}, got {kind_of(document)}")
         try:
             return cls.read(document)
         except SpecMismatch as error:
@@ -90,24 +106,33 @@ class Contract:
 
     @classmethod
     def read(cls, document: Mapping[str, Any]) -> Contract:
-        """A contract from its document; SpecMismatch for another version, a missing or an unknown key. `robot` may be
-        missing.
+        """A contract from its document; `robot` may be missing. SpecMismatch for another version, and with all keys
+        that are missing or unknown, and all values of another type or out of range, with camera or group.
         """
-        if document.get("version") != VERSION:
-            raise SpecMismatch(
-                f"contract: expected version {VERSION}, got {document.get('version')!r}; "
-                "write it again with this version of vla_runtime"
-            )
-        expected = {"version", *(field.name for field in fields(cls))}
-        if expected != {*document, "robot"}:
-            raise SpecMismatch(f"contract: expected the keys {sorted(expected)}, got {sorted(document)}")
-        return cls(
-            cameras=tuple(_read(CameraSpec, camera) for camera in document["cameras"]),
-            state=StateSpec(tuple(_read(Group, group) for group in document["state"])),
-            action=ActionSpec(tuple(_read(Group, group) for group in document["action"])),
-            robot=None if document.get("robot") is None else RobotSide.read(document["robot"]),
-            **{key: document[key] for key in ("rate_hz", "horizon", "instruction", "statistics")},
-        )
+        version = mapping(document, "contract").get("version")
+        if version != VERSION or isinstance(version, bool):
+            got = repr(version) if "version" in document else "none"
+            remedy = f"write version: {VERSION}, a number"
+            if isinstance(version, int) and not isinstance(version, bool):
+                remedy = "read it with the version of vla_runtime that wrote it, or write it again for this one"
+            raise SpecMismatch(f"contract: expected version {VERSION}, got {got}; {remedy}")
+        keys = [field.name for field in fields(cls)]
+        found = key_faults(document, [key for key in keys if key != "robot"], ["version", *keys], "")
+        found += type_faults(document, _VALUES, "")
+        cameras = _read(CameraSpec, document, "cameras", "camera", found)
+        state, action = (_read(Group, document, part, f"{part} group", found) for part in ("state", "action"))
+        robot = None
+        try:
+            robot = None if document.get("robot") is None else RobotSide.read(document["robot"])
+        except SpecMismatch as error:
+            found += str(error).split("\n  ")
+        if found:
+            raise SpecMismatch(_listed(found))
+        try:
+            groups = StateSpec(tuple(state)), ActionSpec(tuple(action))
+        except ValueError as error:
+            raise SpecMismatch(f"contract: {error}") from error
+        return cls(tuple(cameras), *groups, robot=robot, **{key: document[key] for key in _VALUES})
 
     def fingerprint(self) -> str:
         """16 hex digits of the document; equal contracts have equal ones."""
@@ -205,13 +230,28 @@ def _group_document(group: Group) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in stated.items()}
 
 
-def _read(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    expected = {field.name for field in fields(cls)}
-    if not set(values) <= expected:
-        raise SpecMismatch(
-            f"contract: unknown keys {sorted(set(values) - expected)}, expected among {sorted(expected)}"
-        )
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+def _read(kind: Any, document: Mapping[str, Any], part: str, what: str, found: list[str]) -> list[Any]:
+    """Cameras or groups of a part of a document; what is wrong with them is added to `found`."""
+    listed = document.get(part, [])
+    if not isinstance(listed, list | tuple):
+        found.append(f"{part}: expected a list, got {kind_of(listed)}; write [] for none")
+        return []
+    read = []
+    for index, values in enumerate(listed):
+        name = values.get("name") if isinstance(values, Mapping) else None
+        called = f"{what} {name!r}" if isinstance(name, str) and name else f"{what} {index + 1} of {len(listed)}"
+        try:
+            read.append(made(kind, values, called))
+        except SpecMismatch as error:
+            found += str(error).split("\n  ")
+        except ValueError as error:
+            # What the class itself refuses names the object, and not the part.
+            found.append(str(error) if kind is CameraSpec else f"{part} {error}")
+    return read
+
+
+def _listed(found: list[str]) -> str:
+    return f"contract: {found[0]}" if len(found) == 1 else f"contract: {len(found)} faults:\n  " + "\n  ".join(found)
 
 
 def _plain(value: object) -> object:

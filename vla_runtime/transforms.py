@@ -97,6 +97,26 @@ ROTATIONS = {
 }
 
 
+def nearest_rotation(values: ArrayLike, near: ArrayLike, rotation: str) -> Array:
+    """Of all values that mean the same rotation as `values`, those nearest to `near`, in the convention `rotation`.
+
+    A quaternion [4] and its negative are one rotation; an axis-angle [3] is the same whole turns further, in either
+    direction about its axis, so that its length may exceed pi. Whoever interpolates commands by component would sweep
+    from one such value to another. rot6d has one value a rotation.
+    """
+    values, near = np.asarray(values, np.float64), np.asarray(near, np.float64)
+    if rotation == "quaternion_xyzw":
+        return -values if values @ near < 0 else values
+    if rotation == "axis_angle":
+        angle, before = float(np.sqrt(values @ values)), float(np.sqrt(near @ near))
+        # No rotation at all has no axis: of whole turns those about the axis of before are the nearest. A float32 can
+        # say no smaller angle of a rot6d than this.
+        axis = values / angle if angle > 1e-6 else near / max(before, 1e-6)
+        turns = round((float(near @ axis) - angle) / (2 * np.pi))
+        return values if turns == 0 else axis * (angle + 2 * np.pi * turns)
+    return values
+
+
 def delta_from_absolute(goal: Float, position: ArrayLike, matrix: ArrayLike, delta: ActionSpec) -> Float:
     """The delta action float32 [7] that asks for the absolute goal [10] from the measured pose.
 

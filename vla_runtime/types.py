@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_runtime.groups import ACTION_KINDS, group_faults
 from vla_runtime.spline import SplineCurve
 
 Float = NDArray[np.float32]
 Image = NDArray[np.uint8]
-
-ACTION_KINDS = ("absolute", "delta", "velocity", "binary")
-ROTATIONS = {"rot6d": 6, "axis_angle": 3, "quaternion_xyzw": 4}
 
 
 class SpecMismatch(ValueError):
@@ -115,8 +113,10 @@ class Group:
 
     kind: for actions one of absolute, delta, velocity, binary; for state groups "measured".
     rotation: None, or one of rot6d (the first two columns of the matrix, column after column),
-    axis_angle, quaternion_xyzw. full_scale: SI value that 1.0 stands for, when units are normalised.
-    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values. speed, acceleration: how
+    axis_angle, quaternion_xyzw. low, high: the range, inclusive; an infinite bound is none, of a binary group both are
+    finite. full_scale: SI value that 1.0 stands for, when units are normalised.
+    dead_band: magnitudes below it mean exactly "leave alone". open, close: gripper values, two different ones in the
+    range, or None both. speed, acceleration: how
     fast the robot may move the group as a whole, in units (radians for rotations) per second and per second squared;
     None: nobody says. rest: values of an absolute group that no group of the state tells, which leave it alone before
     it has been told any; None for groups that have no need of it.
@@ -139,28 +139,8 @@ class Group:
     rest: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.rest is not None and len(self.rest) != len(self.dims):
-            raise ValueError(f"group {self.name!r}: rest expected {len(self.dims)} values, got {len(self.rest)}")
-        for limit in ("speed", "acceleration"):
-            value = getattr(self, limit)
-            if value is not None and not value > 0:
-                raise ValueError(f"group {self.name!r}: {limit} expected more than 0, got {value}")
-        if self.kind not in (*ACTION_KINDS, "measured"):
-            raise ValueError(
-                f"group {self.name!r}: kind expected one of {ACTION_KINDS} or 'measured', got {self.kind!r}"
-            )
-        if not len(self.dims) == len(self.low) == len(self.high):
-            raise ValueError(
-                f"group {self.name!r}: expected as many low ({len(self.low)}) and high ({len(self.high)}) "
-                f"as dims ({len(self.dims)})"
-            )
-        if self.rotation is not None and ROTATIONS.get(self.rotation) != len(self.dims):
-            raise ValueError(
-                f"group {self.name!r}: rotation expected one of {ROTATIONS} with that many dims, "
-                f"got {self.rotation!r} with {len(self.dims)}"
-            )
-        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
-            raise ValueError(f"group {self.name!r}: low {self.low} lies above high {self.high}")
+        if found := group_faults(self):
+            raise ValueError(f"group {self.name!r}: {'; '.join(found)}")
 
     @property
     def size(self) -> int:
@@ -174,6 +154,13 @@ class CameraSpec:
     name: str
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("camera: expected a name, got none")
+        for side, pixels in (("height", self.height), ("width", self.width)):
+            if not pixels >= 1 or int(pixels) != pixels:
+                raise ValueError(f"camera {self.name!r}: {side}: expected a whole number of pixels, got {pixels}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -201,7 +188,7 @@ class _VectorSpec:
     def __init__(self, groups: tuple[Group, ...]):
         names = [group.name for group in groups]
         if len(set(names)) != len(names):
-            raise ValueError(f"{self._what}: group names must differ, got {names}")
+            raise ValueError(f"{self._what}: group names must differ: expected each once, got {names}")
         self.groups = tuple(groups)
         self.names = tuple(f"{group.name}.{dim}" for group in groups for dim in group.dims)
         self.size = len(self.names)
@@ -240,9 +227,16 @@ class _VectorSpec:
 
 
 class StateSpec(_VectorSpec):
-    """Proprioception: what `Observation.state` holds."""
+    """Proprioception: what `Observation.state` holds. ValueError for groups of another kind than measured."""
 
+    __slots__ = ()
     _what = "state"
+
+    def __init__(self, groups: tuple[Group, ...]):
+        super().__init__(groups)
+        for group in groups:
+            if group.kind != "measured":
+                raise ValueError(f"state group {group.name!r}: kind: expected measured, got {group.kind!r}")
 
 
 class ActionSpec(_VectorSpec):
@@ -256,7 +250,7 @@ class ActionSpec(_VectorSpec):
         for group in groups:
             if group.kind not in ACTION_KINDS:
                 raise ValueError(
-                    f"action group {group.name!r}: kind expected one of {ACTION_KINDS}, got {group.kind!r}"
+                    f"action group {group.name!r}: kind: expected one of {', '.join(ACTION_KINDS)}, got {group.kind!r}"
                 )
         keeps = [group.kind in ("absolute", "binary") for group in groups for _ in group.dims]
         self._keeps = np.array(keeps, bool)

@@ -146,9 +146,23 @@ def test_streams_that_do_not_come_are_named(tmp_path):
         Stage(tmp_path).bridge("patience=0.3")
 
 
+def test_a_wrong_name_is_said_when_the_bridge_gives_up(tmp_path):
+    stage = Stage(tmp_path)
+    streams = {**stage.contract.robot.state}
+    streams["joints"] = replace(streams["joints"], names=("j1", "j3"))
+    contract = replace(stage.contract, robot=replace(stage.contract.robot, state=streams))
+    robot = RosRobot(contract, stage.air.transport(), SystemClock(), Safety(), "touch", patience=0.5)
+    threading.Timer(0.1, lambda: stage.robot._say(stage.env.observe(("overhead", "hand")))).start()
+    words = r"got none of state joints \(1 message left out.*expected values named \['j3'\], got 4 values for \['j1'"
+    with pytest.raises(RuntimeError, match=words) as caught:
+        robot.reset(0, 0, 0)
+    assert "state position" not in str(caught.value)
+    assert "the transport reports no problem" in str(caught.value)
+
+
 def test_a_robot_that_nobody_commands_does_not_wait_for_ever(tmp_path):
     stage = Stage(tmp_path)
-    with pytest.raises(RuntimeError, match=r"expected a command within 0\.2 s"):
+    with pytest.raises(RuntimeError, match=r"expected a command within 0\.2 s, got none on /arm/command/gated"):
         stage.robot.play(0, 0, 0, 0.2)
 
 
@@ -165,7 +179,8 @@ def test_old_commands_do_not_move_it(tmp_path):
             stage.air.say(Topic(COMMANDS, GATED), old)
 
     threading.Timer(0.2, shout).start()
-    with pytest.raises(RuntimeError, match="expected a command within"):
+    words = r"expected a command within 0.6 s, got 5 on /arm/command/gated that were refused, .* of the last 0\.5 s"
+    with pytest.raises(RuntimeError, match=words):
         stage.robot.play(0, 0, 0, 0.6)
     assert stage.robot.refused == {"old": 5}
     now = stage.env.observe(()).state[:2]
@@ -294,3 +309,19 @@ def test_a_robots_clock_goes_on_evenly_and_follows_a_time_of_day_that_is_set(mon
     assert clock.follow() == pytest.approx(-60.0, abs=0.02)
     assert clock.now() == pytest.approx(before - 60.0, abs=5.0)
     assert clock.follow() == 0
+
+
+def test_a_policy_without_weights_knows_the_robot_it_is_for(tmp_path):
+    with Stage(tmp_path, max_steps=12).playing() as stage:
+        line, code = stage.bridge("policy=hold", own_policy=False)
+    assert (code, line["policy"], line["episodes"], line["successes"]) == (0, "hold", 1, 0), stage.problem
+    places = np.array([[values["j1"], values["j2"]] for values, _, _ in stage.commands()])
+    assert len(places) >= 12
+    assert np.abs(places - places[0]).max() < 1e-4
+
+
+def test_a_robot_has_no_expert(tmp_path):
+    with pytest.raises(BadArguments, match="got expert, which sees the state of a simulator; take remote"):
+        Stage(tmp_path).bridge("policy=expert", own_policy=False)
+    with pytest.raises(BadArguments, match=r"decode\.mode=plain: expected a learned policy, got policy=hold"):
+        Stage(tmp_path).bridge("policy=hold", "decode=plain", own_policy=False)

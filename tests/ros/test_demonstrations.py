@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,3 +168,14 @@ def test_bags_that_cannot_be_used(tmp_path, fault, words):
         bag.contract = reach_robot(size=32)
     with pytest.raises(ValueError, match=words):
         read(bag, tmp_path, None if fault == "instruction" else "touch")
+
+
+def test_of_a_message_only_the_groups_that_are_wrong_are_named(tmp_path):
+    side = reach_robot().robot
+    streams = {**side.state, "position": replace(side.state["position"], names=("hand.x", "hand.z"))}
+    bag = Bag(tmp_path / "bag", state=streams)
+    for step in range(4):
+        bag.tick(1000 + step * 0.05, step)
+    with pytest.raises(ValueError, match=r"of state position \(left out: .*named \['hand.z'\], got 4 values") as caught:
+        read(bag, tmp_path, succeeded=True)
+    assert "joints" not in str(caught.value).replace("/joint_states", "")

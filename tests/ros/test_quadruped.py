@@ -126,7 +126,7 @@ def test_it_stands_in_a_gait_of_its_own_until_it_is_told_one(meadow):
     action = ActionSpec(tuple(replace(one, rest=None) for one in CONTRACT.action.groups))
     with pytest.raises(SpecMismatch, match="or the group to state its rest"):
         standing(replace(meadow.robot.spec, action=action), seen)
-    with pytest.raises(ValueError, match="rest expected 7 values, got 1"):
+    with pytest.raises(ValueError, match=r"rest: expected as many numbers as dims \(7\), got 1"):
         replace(CONTRACT.action.group("gait"), rest=(0.0,))
 
 

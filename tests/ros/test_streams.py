@@ -218,3 +218,24 @@ def test_observations_are_within_the_skew_and_never_go_back(events):
         assert min(times) <= said.clock.now() + 1e-6
         assert seen.time >= last - 1e-6 - said.contract.robot.skew
         last = max(last, seen.time - 0.05)
+
+
+def test_what_came_instead_is_said_with_its_reason():
+    said = Said()
+    assert said.streams.instead("state joints") == "no readable message on /joint_states"
+    for step in range(3):
+        said.joints(5.0 + step / 20, names=("j1", "j9", "hand.x", "hand.y"))
+    assert said.streams.missing() == ["camera overhead", "camera hand", "state joints"]
+    assert said.streams.instead("state joints") == (
+        "3 messages left out, the last because: /joint_states: expected values named ['j2'], got 4 values for "
+        "['j1', 'j9', 'hand.x', 'hand.y']; name them in the contract as the robot does"
+    )
+    # Once something has come it is what came since that counts.
+    said.joints(5.2)
+    assert said.streams.instead("state joints") == "no readable message on /joint_states"
+    for step in range(2):
+        said.joints(6.3 + step / 20, (float("nan"), 0.0, 0.1, 0.2))
+    (stale,) = said.streams.stale()
+    assert stale.startswith("state joints: expected one within 1.0 s, got none for 1.150 s; 2 messages left out")
+    said.streams.begin()
+    assert said.streams.instead("state joints") == "no readable message on /joint_states"

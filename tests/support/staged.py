@@ -54,11 +54,13 @@ class Stage:
         self._thread.join(10)
         assert not self._thread.is_alive()
 
-    def bridge(self, *options, arm=True):
+    def bridge(self, *options, arm=True, own_policy=True):
+        """own_policy: the stage's own, whatever the options say."""
         share(transport=self.air.transport(), policy=self.policy)
         config = load("bridge", [f"contract={self.path}", f"out={self.out}", f"arm={str(arm).lower()}", *options])
         config["transport"] = {"_target_": "robots.shared_transport"}
-        config["policy"] = {"_target_": "robots.shared_policy", "seed": None}
+        if own_policy:
+            config["policy"] = {"_target_": "robots.shared_policy", "seed": None}
         config["instruction"] = "touch the disc"
         return bridge(config)
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from vla_runtime.control.clock import Clock, SystemClock, VirtualClock
 from vla_runtime.control.joins import Adaptive, Blend, Ensemble, Join, Spline
@@ -20,6 +17,7 @@ from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Beside, Delayed, Planner, latencies
 from vla_runtime.control.safety import Safety, Timeouts
 from vla_runtime.control.trace import Run, Tick
+from vla_runtime.documents import read_yaml
 from vla_runtime.interfaces import Env, Session
 from vla_runtime.types import ActionSpec, EnvSpec, PolicySpec
 
@@ -170,12 +168,7 @@ def read_groups(wanted: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Limits by group, from a file where a name is given. ValueError for one that is no such file."""
     if wanted is None or isinstance(wanted, Mapping):
         return dict(wanted or {})
-    try:
-        found = yaml.safe_load(Path(wanted).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"limits.groups: expected limits by group or a YAML file of them, got {wanted}: {error}"
-        ) from error
+    found = read_yaml(wanted, "limits.groups")
     if not isinstance(found, dict):
         raise ValueError(f"limits.groups: expected limits by group in {wanted}, got {type(found).__name__}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_runtime.groups import different_meaning
 from vla_runtime.types import ActionSpec, EnvSpec, Float, Observation, SpecMismatch
 
 
@@ -11,22 +12,23 @@ def standing(env: EnvSpec, observation: Observation, last: Float | None = None) 
     """The action float32 [A] that leaves a robot where it was just seen: its own pose, no motion.
 
     last: the action before, whose grippers, and groups that no state tells, stay as they were told; without one they
-    are open, and at rest. SpecMismatch for an absolute group without a group of the same name and rotation in the
-    state, and without a rest.
+    are open, and at rest. SpecMismatch for an absolute group without a group of the same name, dims, units and rotation
+    in the state, and without a rest.
     """
     action = np.zeros(env.action.size, np.float32)
     for group in env.action.groups:
         part = env.action.slices[group.name]
         if group.kind == "absolute":
-            same = [one for one in env.state.groups if (one.name, one.rotation) == (group.name, group.rotation)]
-            if same:
+            same = [one for one in env.state.groups if one.name == group.name]
+            if same and not different_meaning(same[0], group):
                 action[part] = observation.state[env.state.slices[group.name]]
             elif group.rest is not None:
                 action[part] = group.rest if last is None else last[part]
             else:
                 raise SpecMismatch(
-                    f"hold: expected the state to have the absolute action group {group.name!r}, or the group to state "
-                    f"its rest, got {list(env.state.slices)} and none"
+                    f"hold: expected the state to have the absolute action group {group.name!r}, with the same dims, "
+                    f"units and rotation, or the group to state its rest, got {list(env.state.slices)} and none"
+                    + "".join(f"; {one}" for state in same for one in different_meaning(state, group))
                 )
         elif group.kind == "binary" and last is not None:
             action[part] = last[part]

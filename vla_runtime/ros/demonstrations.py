@@ -176,7 +176,13 @@ def _read(
         states[stream.topic].append(name)
     actions = command_topics(side.action)
     specs = {camera.name: camera for camera in contract.cameras}
-    refused = 0
+    left_out: dict[str, str] = {}
+
+    def leave_out(what: str, error: Exception) -> None:
+        if what not in left_out:
+            _log.warning("%s: %s: left out: %s", path, what, error)
+            left_out[what] = str(error)
+
     # How far the robot's clock is behind that of the bag, at the least delay so far.
     delay = np.inf
     ends: list[tuple[float, bool, str]] = []
@@ -199,10 +205,15 @@ def _read(
             elif topic in states:
                 delay = min(delay, moment - stamp(message))
                 for name in states[topic]:
-                    values = read_state(message, side.state[name], contract.state.group(name)).astype(np.float32)
-                    if not np.isfinite(values).all():
-                        raise SpecMismatch(f"state {name!r}: expected finite values")
-                    lines[f"state {name}"].add(stamp(message), values)
+                    try:
+                        values = read_state(message, side.state[name], contract.state.group(name)).astype(np.float32)
+                        if not np.isfinite(values).all():
+                            raise SpecMismatch(f"state {name!r}: expected finite values")
+                    except SpecMismatch as error:
+                        # Of one group: what the message says of others can be used.
+                        leave_out(f"state {name}", error)
+                    else:
+                        lines[f"state {name}"].add(stamp(message), values)
             elif topic in heard:
                 own, names = heard[topic], actions[heard[topic]]
                 # What a bridge says is the policy's; a gate passes it on, where nothing else is said but by a human.
@@ -227,15 +238,20 @@ def _read(
                 humans.append((taken, moment - delay))
                 taken = None
         except (SpecMismatch, ValueError, KeyError, TypeError) as error:
-            refused += 1
-            if refused == 1:
-                _log.warning("%s: left out: %s", path, error)
+            if topic in states:
+                for name in states[topic]:
+                    leave_out(f"state {name}", error)
+            else:
+                what = f"camera {cameras[topic][0]}" if topic in cameras else topic
+                leave_out(f"action {heard[topic]}" if topic in heard else what, error)
     if taken is not None:
         humans.append((taken, np.inf))
     lines_needed = [f"camera {name}" for name in side.cameras] + [f"state {name}" for name in side.state]
     lines_needed += [f"action {topic}" for topic in actions]
     if missing := [name for name in lines_needed if not lines[name].times]:
-        raise ValueError(f"{path}: expected messages that can be read of {', '.join(missing)}, got none")
+        # All of them; the first of each says why.
+        reasons = [f"{name} (left out: {left_out[name]})" if name in left_out else name for name in missing]
+        raise ValueError(f"{path}: expected messages that can be read of {', '.join(reasons)}, got none")
     return dict(lines), moves, ends, humans, said
 
 

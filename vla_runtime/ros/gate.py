@@ -34,7 +34,7 @@ class Gate:
     """Judges the commands of one topic. names: what each must say; expiry: seconds for which one counts; moving:
     whether they are velocities.
 
-    `refused` counts those that did not pass, by reason.
+    `refused` counts those that did not pass, by reason; `detail` says what was wrong with the last of them.
     """
 
     def __init__(self, names: tuple[str, ...], expiry: float, moving: bool = False):
@@ -43,6 +43,7 @@ class Gate:
         self._superseded: set[str] = set()
         self._not_before = -float("inf")
         self.refused: Counter[str] = Counter()
+        self.detail = ""
 
     def begin(self, now: float) -> None:
         """Only commands that answer something said after `now` count from here on."""
@@ -85,6 +86,7 @@ class Gate:
 
     def _refused(self, reason: str, detail: str) -> dict[str, float] | None:
         self.refused[reason] += 1
+        self.detail = detail
         if self.refused[reason] == 1:
             _log.warning("refused: %s", detail)
         return None
@@ -122,7 +124,8 @@ class GateNode:
             wanted = tuple(one for name in names for one in self._side.action[name].names)
             self.gates[topic] = Gate(wanted, self._side.expiry, self._moving[topic])
             self._zeros[topic] = {}
-            for name in names:
+            # Of places zero is one, and of rotations none.
+            for name in names if self._moving[topic] else ():
                 group = contract.action.group(name)
                 self._zeros[topic] |= theirs(np.zeros(group.size), self._side.action[name], group)
 

@@ -27,7 +27,7 @@ from vla_runtime.robot_side import (
     CommandStream,
     StateStream,
 )
-from vla_runtime.transforms import ROTATIONS
+from vla_runtime.ros.conversion import converted, said, spoken
 from vla_runtime.types import CameraSpec, Group, Image, SpecMismatch
 
 Array = NDArray[np.float64]
@@ -153,9 +153,10 @@ def image_message(image: Image, stream: CameraStream, time: float, frame: str) -
 
 
 def read_state(message: Any, stream: StateStream, group: Group) -> Array:
-    """A group's values [D] from a message that names its own. SpecMismatch for one that lacks them."""
-    theirs = _named(message.name, getattr(message, stream.field), stream.names, stream.topic)
-    return _ours(theirs, stream, group)
+    """A group's values [D] from a message that names its own. SpecMismatch for one that lacks them, and for values that
+    are no rotation where one is converted.
+    """
+    return converted(said(message.name, getattr(message, stream.field), stream), stream, group)
 
 
 def state_message(values: Mapping[str, float], stream: StateStream, time: float, frame: str) -> Any:
@@ -165,14 +166,12 @@ def state_message(values: Mapping[str, float], stream: StateStream, time: float,
     return _types[stream.type](_header(time, frame), list(values), **lists)
 
 
-def theirs(values: ArrayLike, stream: StateStream | CommandStream, group: Group) -> dict[str, float]:
-    """A group's values as the robot says them, by its names."""
-    found = np.asarray(values, np.float64)
-    if stream.rotation is not None and stream.rotation != group.rotation:
-        found = _turned(found, str(group.rotation), stream.rotation)
-    return dict(
-        zip(stream.names, ((found - np.asarray(stream.offset)) / np.asarray(stream.scale)).tolist(), strict=True)
-    )
+def theirs(
+    values: ArrayLike, stream: StateStream | CommandStream, group: Group, near: ArrayLike | None = None
+) -> dict[str, float]:
+    """A group's values as the robot says them, by its names. near: as for `conversion.spoken`."""
+    found = (spoken(values, stream, group, near) - np.asarray(stream.offset)) / np.asarray(stream.scale)
+    return dict(zip(stream.names, found.tolist(), strict=True))
 
 
 def trajectory(values: Mapping[str, float], moving: bool, time: float, frame: str, ahead: float) -> Any:
@@ -251,27 +250,8 @@ def _point(message: Any, moving: bool) -> dict[str, float]:
 
 
 def ours(values: Mapping[str, float], stream: CommandStream, group: Group) -> Array:
-    """The inverse of `theirs`. SpecMismatch for names that are missing."""
-    return _ours(_named(list(values), list(values.values()), stream.names, stream.topic), stream, group)
-
-
-def _named(names: Sequence[str], numbers: Any, wanted: Sequence[str], topic: str) -> Array:
-    places = {name: index for index, name in enumerate(names)}
-    missing = [name for name in wanted if places.get(name, len(numbers)) >= len(numbers)]
-    if missing:
-        raise SpecMismatch(f"{topic}: expected values named {missing}, got {len(numbers)} values for {list(names)}")
-    return np.array([numbers[places[name]] for name in wanted], np.float64)
-
-
-def _ours(values: Array, stream: StateStream | CommandStream, group: Group) -> Array:
-    if stream.rotation is not None and stream.rotation != group.rotation:
-        return _turned(values, stream.rotation, str(group.rotation))
-    found: Array = values * np.asarray(stream.scale) + np.asarray(stream.offset)
-    return found
-
-
-def _turned(values: Array, have: str, want: str) -> Array:
-    return np.asarray(ROTATIONS[want][1](ROTATIONS[have][0](values)), np.float64)
+    """The inverse of `theirs`. SpecMismatch for names that are missing, and for values that are no rotation."""
+    return converted(said(list(values), list(values.values()), stream), stream, group)
 
 
 def _raw_image(message: Any, camera: str) -> Image:

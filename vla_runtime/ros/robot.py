@@ -22,10 +22,11 @@ from vla_runtime.control.clock import Clock
 from vla_runtime.control.safety import Safety
 from vla_runtime.interfaces import Policy
 from vla_runtime.robot_side import CommandStream, Desk, Topic
+from vla_runtime.ros.conversion import Array, said, said_rotation
 from vla_runtime.ros.messages import DIAGNOSTICS, diagnostics, text, theirs, trajectory
 from vla_runtime.ros.streams import Streams, robot_of
 from vla_runtime.ros.transport import Transport
-from vla_runtime.types import Command, EnvSpec, Observation, Outcome, UnsupportedTask
+from vla_runtime.types import Command, EnvSpec, Group, Observation, Outcome, UnsupportedTask
 
 # What a bridge publishes for a gate, which turns it into what the robot's controller hears.
 GATED = "trajectory_msgs/msg/JointTrajectory"
@@ -69,6 +70,14 @@ def listen(
     transport.subscribe(Topic(name, kind), on_message)
 
 
+def spec_of(contract: Contract, instruction: str, steps: int) -> EnvSpec:
+    """A robot as an environment of one task. steps: control periods an episode may take at most."""
+    return EnvSpec(
+        robot_of(contract).name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz,
+        (instruction,), steps,
+    )  # fmt: skip
+
+
 # Seconds after a stop within which a reset is none: said before it, it may be heard after it.
 HASTE = 0.2
 
@@ -105,13 +114,12 @@ class RosRobot:
         self._contract, self._side, self._transport = contract, robot_of(contract), transport
         self._clock, self._safety, self._patience = clock, safety, patience
         self._told_to_end = told_to_end
-        self._spec = EnvSpec(
-            self._side.name, contract.cameras, contract.state, contract.action, 1.0 / contract.rate_hz, (instruction,),
-            steps,
-        )  # fmt: skip
+        self._spec = spec_of(contract, instruction, steps)
         self._origin, self._sequence = uuid.uuid4().hex[:8], 0
         self._outcome: Outcome | None = None
         self._topics = command_topics(self._side.action)
+        # Rotations as they were last sent, by group: of equal values the nearest to these is next.
+        self._sent: dict[str, Array] = {}
         self.faults: Counter[str] = Counter()
         desk = self._side.desk
         said = [Topic(desk.status, "std_msgs/msg/String")] if desk.status else []
@@ -134,6 +142,7 @@ class RosRobot:
     def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
         """Wait until everything has been seen; the robot is where it is. RuntimeError for streams that do not come."""
         self._outcome = None
+        self._sent.clear()
         self.streams.begin()
         deadline = self._clock.now() + self._patience
         cameras = [camera.name for camera in self._spec.cameras]
@@ -146,10 +155,12 @@ class RosRobot:
                 except RuntimeError as error:
                     problem = str(error)
             if self._clock.now() > deadline:
+                none = ", ".join(f"{name} ({self.streams.instead(name)})" for name in missing)
+                health = "; ".join(self._transport.health()) or "the transport reports no problem"
                 raise RuntimeError(
                     problem
                     or f"robot {self._spec.name}: expected all streams within {self._patience:g} s, got none of "
-                    f"{', '.join(missing)}; {'; '.join(self._transport.health()) or 'nobody complains'}"
+                    f"{none}; {health}"
                 )
             if self._told_to_end():
                 raise RuntimeError(f"robot {self._spec.name}: told to stop before everything was seen")
@@ -164,9 +175,11 @@ class RosRobot:
     def apply(self, command: Command) -> None:
         """Send a command to the gate; one that cannot be sent is counted and lost. Nothing while a human moves it.
 
-        One that says that the policy has finished ends the episode.
+        One that says that the policy has finished ends the episode. Of the values that mean the same rotation the one
+        nearest to the last that was sent goes out, or at first, and after a human, nearest to where the robot is.
         """
         if self._safety.human:
+            self._sent.clear()
             return
         if not command.held and self._finished(command):
             # Whether it did what it should nobody has said.
@@ -179,6 +192,8 @@ class RosRobot:
         for topic, names in self._topics.items():
             streams = [self._side.action[name] for name in names]
             if command.held and streams[0].stop == "cease":
+                for name in names:
+                    self._sent.pop(name, None)
                 continue
             groups = [self._contract.action.group(name) for name in names]
             values: dict[str, float] = {}
@@ -186,7 +201,7 @@ class RosRobot:
                 part = command.values[self._contract.action.slices[group.name]]
                 if command.held and stream.stop == "zero":
                     part = np.zeros_like(part)
-                values |= theirs(part, stream, group)
+                values |= theirs(part, stream, group, self._near(stream, group))
             moving = groups[0].kind == "velocity"
             try:
                 self._transport.publish(
@@ -195,6 +210,17 @@ class RosRobot:
             except RuntimeError as error:
                 self.faults["commands that could not be sent"] += 1
                 _log.debug("%s", error)
+                continue
+            for stream, group in zip(streams, groups, strict=True):
+                if group.rotation is not None:
+                    self._sent[group.name] = said(list(values), list(values.values()), stream)
+
+    def _near(self, stream: CommandStream, group: Group) -> Array | None:
+        """What the next value of a rotation is to be nearest to; None for other groups, and where nobody knows."""
+        rotation = said_rotation(stream, group)
+        if rotation is None or group.kind != "absolute":
+            return None
+        return self._sent[group.name] if group.name in self._sent else self.streams.rotation(group.name, rotation)
 
     def _finished(self, command: Command) -> bool:
         if self._side.ends is None:

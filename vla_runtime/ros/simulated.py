@@ -107,7 +107,7 @@ class SimulatedRobot:
             command = self._commanded()
             if command is None and last is None:
                 if self._clock.now() - began > patience:
-                    raise RuntimeError(f"robot: expected a command within {patience:g} s, got none")
+                    raise RuntimeError(f"robot: expected a command within {patience:g} s, got {self._instead()}")
             else:
                 values = standing(spec, observation, last) if command is None else command
                 held += command is None
@@ -126,6 +126,18 @@ class SimulatedRobot:
                 self.faults["periods that came late"] += 1
                 deadline = self._clock.now()
             self._clock.sleep_until(deadline)
+
+    def _instead(self) -> str:
+        """What came where no command could be executed, by topic."""
+        with self._lock:
+            found = [
+                f"{sum(gate.refused.values())} on {gated(topic)} that were refused, the last because: {gate.detail}"
+                if gate.refused
+                else f"none on {gated(topic)}"
+                for topic, gate in self._gates.items()
+                if topic not in self._newest
+            ]
+        return "; ".join(found) or "none on all topics at once"
 
     def _commanded(self) -> Float | None:
         """What is due now, float32 [A]; None without a fresh command on every topic."""

@@ -20,7 +20,8 @@ import numpy as np
 from vla_runtime.contract import Contract
 from vla_runtime.control.clock import Clock
 from vla_runtime.robot_side import RobotSide, Topic
-from vla_runtime.ros.messages import read_image, read_state, stamp
+from vla_runtime.ros.conversion import Array, converted, said, said_rotation, turned
+from vla_runtime.ros.messages import read_image, stamp
 from vla_runtime.ros.transport import Transport
 from vla_runtime.types import Observation, SpecMismatch
 
@@ -45,10 +46,15 @@ class Streams:
         self._contract, self._robot, self._clock = contract, robot_of(contract), clock
         self._lock = threading.Lock()
         self._samples: dict[str, deque[_Sample]] = {}
+        self._topics: dict[str, str] = {}
         # The least delay, as our clock less the robot's, and when it was so.
         self._least, self._least_at = math.inf, 0.0
         self._kept: dict[tuple[str, ...], tuple[float, Observation]] = {}
         self._faults: Counter[str] = Counter()
+        # Of every stream how many messages were left out since the newest that was not, and why the last of them.
+        self._left_out: dict[str, tuple[int, str]] = {}
+        # Of rotations the newest as the robot said them, with their convention: which of equal values it was.
+        self._rotations: dict[str, tuple[Array, str]] = {}
         self.instruction = ""
         for camera in contract.cameras:
             image = self._robot.cameras[camera.name]
@@ -62,9 +68,12 @@ class Streams:
             state = self._robot.state[group.name]
 
             def felt(message: Any, stream: Any = state, spec: Any = group) -> Any:
-                values = read_state(message, stream, spec).astype(np.float32)
+                own = said(message.name, getattr(message, stream.field), stream)
+                values = converted(own, stream, spec).astype(np.float32)
                 if not np.isfinite(values).all():
                     raise SpecMismatch(f"state {spec.name!r}: expected finite values, got {values.tolist()}")
+                if spec.rotation is not None:
+                    self._rotations[spec.name] = own, str(said_rotation(stream, spec))
                 return values
 
             topics.setdefault(state.topic, {})[f"state {group.name}"] = felt
@@ -73,9 +82,22 @@ class Streams:
             self._subscribe(transport, stream, readers)
 
     def missing(self) -> list[str]:
-        """Streams of which nothing has come yet."""
+        """Streams of which nothing that can be used has come yet."""
         with self._lock:
             return [name for name, samples in self._samples.items() if not samples]
+
+    def instead(self, name: str) -> str:
+        """What has come of a stream since the newest that can be used: nothing, or messages that were left out and why
+        the last of them.
+        """
+        with self._lock:
+            return self._instead(name)
+
+    def _instead(self, name: str) -> str:
+        if name not in self._left_out:
+            return f"no readable message on {self._topics[name]}"
+        count, reason = self._left_out[name]
+        return f"{count} {'message' if count == 1 else 'messages'} left out, the last because: {reason}"
 
     def begin(self) -> None:
         """Forget what was seen: an episode begins."""
@@ -83,7 +105,16 @@ class Streams:
             for samples in self._samples.values():
                 samples.clear()
             self._kept.clear()
+            self._rotations.clear()
+            self._left_out.clear()
             self._least = math.inf
+
+    def rotation(self, name: str, convention: str) -> Array | None:
+        """The newest rotation of a state group in a convention, as the robot said it where that is its own; None where
+        no group of that name is a rotation, or nothing has come.
+        """
+        newest = self._rotations.get(name)
+        return None if newest is None else turned(*newest, convention)
 
     def ages(self) -> dict[str, float]:
         """Seconds since the newest of every stream was stamped, on our clock; those that have none are left out."""
@@ -95,11 +126,13 @@ class Streams:
         """What is older than its stream may be, in words."""
         most = {f"camera {name}": one.max_age for name, one in self._robot.cameras.items()}
         most |= {f"state {name}": one.max_age for name, one in self._robot.state.items()}
-        return [
-            f"{name}: expected one within {most[name]} s, got none for {age:.3f} s"
-            for name, age in self.ages().items()
-            if age > most[name]
-        ]
+        late = {name: age for name, age in self.ages().items() if age > most[name]}
+        with self._lock:
+            return [
+                f"{name}: expected one within {most[name]} s, got none for {age:.3f} s"
+                + (f"; {self._instead(name)}" if name in self._left_out else "")
+                for name, age in late.items()
+            ]
 
     @property
     def faults(self) -> Counter[str]:
@@ -159,6 +192,7 @@ class Streams:
     def _subscribe(self, transport: Transport, stream: Any, readers: dict[str, Callable[[Any], Any]]) -> None:
         for name in readers:
             self._samples[name] = deque()
+            self._topics[name] = stream.topic
 
         def on_message(message: Any) -> None:
             received = self._clock.now()
@@ -176,7 +210,9 @@ class Streams:
             if samples and sample.stamp <= samples[-1].stamp:
                 if samples[-1].stamp - sample.stamp < 1.0:
                     # Also what is as old as the one before: of a clock that stands still, delays say nothing.
-                    self._faults[f"{name}: not newer than the one before"] += 1
+                    reason = "not newer than the one before"
+                    self._faults[f"{name}: {reason}"] += 1
+                    self._leave_out(name, f"its stamp is {reason}")
                     return
                 # Another clock, or one that was set: nothing of before fits it.
                 self._faults["the robot's clock went back"] += 1
@@ -186,6 +222,7 @@ class Streams:
                 for kept in self._samples.values():
                     kept.clear()
             samples.append(sample)
+            self._left_out.pop(name, None)
             while sample.stamp - samples[0].stamp > _KEPT:
                 samples.popleft()
             # More than clocks drift apart is no clock's doing: what comes later and later is old.
@@ -200,8 +237,12 @@ class Streams:
         with self._lock:
             self._faults[f"{name}: left out"] += 1
             first = self._faults[f"{name}: left out"] == 1
+            self._leave_out(name, reason)
         if first:
             _log.warning("%s: left out: %s", name, reason)
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self._left_out[name] = self._left_out.get(name, (0, ""))[0] + 1, reason
 
 
 def _nearest(samples: Iterable[_Sample], moment: float) -> _Sample:
