@@ -16,7 +16,8 @@ from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.recorder import Recording
 from vla_runtime.evaluation.replaying import Replay
 from vla_runtime.robot_side import Topic
-from vla_runtime.ros.bags import BagTransport, BagWriter, Recorded, messages
+from vla_runtime.ros.bag_files import messages
+from vla_runtime.ros.bags import BagTransport, BagWriter, Recorded
 from vla_runtime.ros.messages import decode, encode, read_image, read_state, state_message, text
 
 WORDS = Topic("/words", "std_msgs/msg/String")
