@@ -216,6 +216,16 @@ def test_an_outcome_of_the_episode_before_does_not_end_the_next(tmp_path):
     assert robot.outcome() is None
 
 
+def test_an_outcome_that_cannot_be_read_is_counted_and_ends_nothing(tmp_path):
+    stage = Stage(tmp_path)
+    robot = RosRobot(stage.contract, stage.air.transport(), SystemClock(), Safety(), "touch")
+    stage.tell("/vla/outcome", "String", text('{"success": "false", "reason": "time"}'))
+    assert robot.outcome() is None
+    assert robot.faults == {"outcomes that cannot be read": 1}
+    stage.tell("/vla/outcome", "String", text('{"success": false, "reason": "time"}'))
+    assert robot.outcome().success is False
+
+
 def test_a_stopped_robot_is_no_success(tmp_path):
     with Stage(tmp_path, max_steps=20).playing() as stage:
         line, code = stage.bridge(arm=False)

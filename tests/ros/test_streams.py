@@ -218,3 +218,18 @@ def test_observations_are_within_the_skew_and_never_go_back(events):
         assert min(times) <= said.clock.now() + 1e-6
         assert seen.time >= last - 1e-6 - said.contract.robot.skew
         last = max(last, seen.time - 0.05)
+
+
+def test_a_camera_that_another_clock_stamps_is_named_with_how_far_it_is_off():
+    said = Said()
+    for step in range(5):
+        said.joints(5.0 + step * 0.1)
+        said.image("overhead", 5.0 + step * 0.1)
+        said.ahead += 3600.0
+        said.image("hand", 5.0 + step * 0.1)
+        said.ahead -= 3600.0
+    expected = (
+        r"expected .* stamped within .* got camera hand 3600\.000 s ahead of state joints; let one source of time"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        said.streams.observation(CAMERAS)

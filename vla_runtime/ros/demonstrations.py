@@ -54,7 +54,7 @@ def demonstrations(
         words = robot.instructions.values[place] if place >= 0 else instruction
         if words is None:
             raise ValueError(
-                "instruction: expected what the robot was to do, got none in the bag or on the command line"
+                f"{path}: instruction: expected what the robot was to do, got none in the bag or on the command line"
             )
         marks = [[start, stop] for start, stop in robot.takeovers if start < end and stop > begins]
         facts = {

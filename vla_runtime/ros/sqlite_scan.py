@@ -22,6 +22,7 @@ class SqliteScan:
     def __init__(self, path: Path):
         self._path, self.missing = path, ""
         self.topics: Counter[str] = Counter()
+        self._require_whole_pages()
         try:
             for topic, _, _, _ in self.messages():
                 self.topics[topic] += 1
@@ -29,6 +30,20 @@ class SqliteScan:
             raise ValueError(f"{path}: expected a bag, got a file that SQLite cannot read: {error}") from error
         if not self.topics:
             raise ValueError(f"{path}: expected a bag, got a SQLite file without a message that can be read")
+
+    def _require_whole_pages(self) -> None:
+        """SQLite takes what is missing of a page for zeros, and so what is in it for something else."""
+        with self._path.open("rb") as file:
+            header = file.read(18)
+        size = self._path.stat().st_size
+        page = int.from_bytes(header[16:18], "big")
+        page = 65536 if page == 1 else page
+        if header.startswith(b"SQLite format 3") and page and size % page:
+            whole = size - size % page
+            raise ValueError(
+                f"{self._path}: expected a bag, got a SQLite file that is cut within a page; "
+                f"`truncate -s {whole} {self._path}` takes away the useless rest of it, and what is before can be read"
+            )
 
     def messages(self) -> Iterator[tuple[str, str, int, bytes]]:
         """(topic, type, nanoseconds at which it was recorded, data), in the order of the file."""

@@ -36,20 +36,26 @@ def spans(stamps: Sequence[float], moments: Sequence[float]) -> list[Span]:
     recorded late, as messages that queue up are, is no stray.
     """
     found: list[_Run] = []
+    # Those that messages were of last, the latest first.
+    recent: list[_Run] = []
     for index, (stamp, moment) in enumerate(zip(stamps, moments, strict=True)):
-        for place, run in enumerate(found[: -_LOOKED_BACK - 1 : -1]):
-            if run.fits(stamp, moment, newest=place == 0):
+        for place, run in enumerate(recent):
+            if run.fits(stamp, moment, going_on=place == 0):
+                del recent[place]
                 break
         else:
             run = _Run()
             found.append(run)
         run.add(index, stamp, moment)
+        recent = [run, *recent[: _LOOKED_BACK - 1]]
     few = min(_FEW, max((len(run.members) for run in found), default=0))
     kept: list[_Run] = []
+    last = -1
     for run in found:
         # One from which the clock returned to what it was before is stray, however long it was.
-        if len(run.members) >= few and not any(one.members[-1] > run.members[-1] for one in kept):
+        if len(run.members) >= few and run.members[-1] > last:
             kept.append(run)
+            last = run.members[-1]
     return [Span(moments[run.members[0]], run.least, run.members) for run in kept]
 
 
@@ -101,11 +107,11 @@ class _Run:
     last_stamp: float = -float("inf")
     last_delay: float = 0.0
 
-    def fits(self, stamp: float, moment: float, newest: bool) -> bool:
+    def fits(self, stamp: float, moment: float, going_on: bool) -> bool:
         delay = moment - stamp
         # Set forward, delays become less than they can be; set back, stamps do not go on.
         same = stamp > self.last_stamp - SET and delay > self.least - SET
-        return same and (newest or abs(delay - self.last_delay) <= SET)
+        return same and (going_on or abs(delay - self.last_delay) <= SET)
 
     def add(self, index: int, stamp: float, moment: float) -> None:
         self.members.append(index)
