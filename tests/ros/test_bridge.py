@@ -276,6 +276,7 @@ def test_what_a_contract_states_of_a_policy_is_compared(tmp_path):
         (["contract=null"], "contract: expected a YAML file"),
         (["side=both"], "side: expected one of policy, robot, gate"),
         (["episodes=0"], "episodes: expected at least 1, got 0"),
+        (["arm=no"], "arm: expected true or false, got 'no'"),
         (["loop.planner=process"], "loop.planner: expected thread, got process"),
         (["side=robot", "env=reach", "env.tasks=[0,1]"], "env.tasks: expected one"),
     ],

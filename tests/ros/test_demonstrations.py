@@ -231,11 +231,14 @@ def test_a_camera_that_another_clock_stamps_is_named_with_how_far_it_is_off(tmp_
         assert len(noted) == (name == "near")
 
 
-def test_an_outcome_that_cannot_be_read_ends_its_episode_and_makes_no_success(tmp_path):
+@pytest.mark.parametrize("garbled", [False, True])
+def test_an_outcome_that_cannot_be_read_ends_its_episode_and_makes_no_success(tmp_path, garbled):
     bag = Bag(tmp_path / "bag")
     for step in range(40):
         bag.tick(1000 + step * 0.05, step)
-        if step == 19:
+        if step == 19 and garbled:
+            bag.garble("/vla/outcome", STRING, 1000.98)
+        elif step == 19:
             bag.say("/vla/outcome", STRING, text('{"success": "false", "reason": "dropped"}'), 1000.98)
     bag.end(1002.0)
     report = Report(tmp_path / "bag")

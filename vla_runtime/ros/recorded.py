@@ -86,8 +86,14 @@ def read_robot(path: Path, contract: Contract, report: Report) -> RecordedRobot:
         for what in bag.missing:
             report.note(what)
         reading = _Reading(path, contract, bag.topics, report)
-        for topic, message, moment in bag.messages(reading.wanted, report):
-            reading.take(topic, message, moment)
+        for raw in bag.raw(reading.wanted):
+            try:
+                message = raw.message()
+            except SpecMismatch as error:
+                report.leave_out(raw.topic, raw.seconds, str(error))
+                reading.miss(raw.topic, raw.seconds)
+            else:
+                reading.take(raw.topic, message, raw.seconds)
     return reading.aligned()
 
 
@@ -134,6 +140,12 @@ class _Reading:
         if topic in self._desk:
             with self._counted(topic, moment):
                 self._desk[topic](message, moment)
+
+    def miss(self, topic: str, moment: float) -> None:
+        """Something was said there that cannot be read."""
+        if topic == self._side.desk.outcome:
+            # Whatever it says, an episode ended there.
+            self._ends.append((moment, None))
 
     def aligned(self) -> RecordedRobot:
         """All of it on one time."""
@@ -214,9 +226,11 @@ class _Reading:
         self._said.append((moment, read_text(message)))
 
     def _ended(self, message: Any, moment: float) -> None:
-        # Whatever it says, an episode ended there.
-        self._ends.append((moment, None))
-        self._ends[-1] = moment, read_outcome(message)
+        try:
+            self._ends.append((moment, read_outcome(message)))
+        except SpecMismatch:
+            self.miss(str(self._side.desk.outcome), moment)
+            raise
 
     def _allowed(self, message: Any, moment: float) -> None:
         self._moves.append((moment, read_allowed(message)))
