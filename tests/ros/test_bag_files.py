@@ -99,7 +99,7 @@ def test_an_mcap_file_without_chunks_and_one_with_a_damaged_chunk(tmp_path):
     assert 200 not in found
     assert 300 < len(found) < 400
     assert found[-1] == 399
-    assert "1 of its chunks are damaged" in missing[0]
+    assert "1 of its records are damaged" in missing[0]
 
 
 def test_a_bag_of_several_files_comes_in_their_order_whatever_becomes_of_the_last(tmp_path):

@@ -76,7 +76,7 @@ class Report:
 class Bag:
     """A bag opened for reading, to be used in a `with`. ValueError for what is no bag, or of which nothing is whole.
 
-    `topics`: those that have messages; `missing`: what the files lack, in words.
+    `topics`: those that have messages; `missing`: what the files lack.
     """
 
     def __init__(self, path: Path):
@@ -99,13 +99,13 @@ class Bag:
 
     @property
     def topics(self) -> set[str]:
-        found: set[str] = set()
+        topics: set[str] = set()
         for part in self._parts:
             if isinstance(part, Scan):
-                found |= set(part.topics)
+                topics |= set(part.topics)
             else:
-                found |= {connection.topic for connection in part.connections if connection.msgcount}
-        return found
+                topics |= {connection.topic for connection in part.connections if connection.msgcount}
+        return topics
 
     def raw(self, topics: Collection[str] | None = None) -> Iterator[Raw]:
         """All messages, or those of `topics`, in the order in which they were recorded.
@@ -118,7 +118,7 @@ class Bag:
                     if topics is None or topic in topics:
                         yield Raw(topic, kind, nanoseconds / 1e9, data, None)
                 continue
-            wanted = [one for one in part.connections if topics is None or one.topic in topics]
+            wanted = [each for each in part.connections if topics is None or each.topic in topics]
             stored = part.messages(wanted) if wanted else iter(())
             while True:
                 try:
@@ -168,7 +168,7 @@ class Bag:
         except Exception as error:
             whole = f"{type(error).__name__}: {error}"
         if not files:
-            names = sorted(one.name for one in self._path.iterdir())[:5] if self._path.is_dir() else self._path.name
+            names = sorted(entry.name for entry in self._path.iterdir())[:5] if self._path.is_dir() else self._path.name
             raise ValueError(
                 f"{self._path}: expected a bag (a folder with .mcap or .db3 files, such a file, or a .bag of ROS 1), "
                 f"got {names}"
@@ -213,9 +213,9 @@ def _files(path: Path) -> list[Path]:
     """The files a bag consists of, in the order in which they were recorded."""
     if not path.is_dir():
         return [path]
-    found = [one for one in path.iterdir() if one.suffix in (".mcap", ".db3")]
+    files = [file for file in path.iterdir() if file.suffix in (".mcap", ".db3")]
     # bag_10 comes after bag_9.
-    return sorted(found, key=lambda one: [int(part) if part.isdigit() else part for part in _DIGITS.split(one.name)])
+    return sorted(files, key=lambda file: [int(part) if part.isdigit() else part for part in _DIGITS.split(file.name)])
 
 
 def _require_no_journal(file: Path) -> None:

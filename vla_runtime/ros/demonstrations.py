@@ -17,8 +17,9 @@ import numpy as np
 from vla_runtime.contract import Contract
 from vla_runtime.data import schema
 from vla_runtime.data.episode import Episode
+from vla_runtime.ros.aligned import Line
 from vla_runtime.ros.bag_files import Report
-from vla_runtime.ros.recorded import Line, read_robot
+from vla_runtime.ros.recorded import read_robot
 from vla_runtime.ros.robot import command_topics
 from vla_runtime.ros.streams import robot_of
 from vla_runtime.types import Outcome

@@ -27,7 +27,7 @@ _LARGEST = 2**31
 class McapScan:
     """The whole records of a ROS 2 MCAP file. ValueError for a file that is none, or without a whole message.
 
-    `topics`: how many messages each has; `missing`: what could not be read, in words, empty where nothing is missing.
+    `topics`: how many messages each has; `missing`: what could not be read, empty where nothing is missing.
     """
 
     def __init__(self, path: Path):
@@ -49,7 +49,7 @@ class McapScan:
         broken = f"the file breaks off at byte {self._end} of {size}" if self._end < size else "its end is missing"
         self.missing = "" if self._finished else broken
         if self._damaged:
-            self.missing += f"{', and ' if self.missing else ''}{self._damaged} of its chunks are damaged"
+            self.missing += f"{', and ' if self.missing else ''}{self._damaged} of its records are damaged"
 
     def messages(self) -> Iterator[tuple[str, str, int, bytes]]:
         """(topic, type, nanoseconds at which it was recorded, data), in the order of the file, within a chunk in that
@@ -92,8 +92,8 @@ class McapScan:
             content = file.read(length)
             if opcode == Opcode.CHUNK:
                 inside = self._inside(content)
-                found = [one for record in inside if (one := self._record(*record, schemas)) is not None]
-                yield from sorted(found, key=lambda one: one[1])
+                read = (self._record(opcode, content, schemas) for opcode, content in inside)
+                yield from sorted((one for one in read if one is not None), key=lambda message: message[1])
             elif (message := self._record(opcode, content, schemas)) is not None:
                 yield message
             if not whole:
@@ -102,14 +102,18 @@ class McapScan:
     def _record(self, opcode: int, content: bytes, schemas: dict[int, str]) -> tuple[int, int, bytes] | None:
         """A message; of schemas and channels what messages need is kept."""
         if opcode == Opcode.MESSAGE and len(content) >= _MESSAGE.size:
-            channel, _, nanoseconds, _ = _MESSAGE.unpack_from(content)
-            return channel, nanoseconds, content[_MESSAGE.size :]
-        if opcode == Opcode.SCHEMA:
-            schema = Schema.read(ReadDataStream(BytesIO(content)))
-            schemas[schema.id] = schema.name
-        elif opcode == Opcode.CHANNEL:
-            said = Channel.read(ReadDataStream(BytesIO(content)))
-            self._channels[said.id] = said.topic, schemas.get(said.schema_id, "")
+            number, _, nanoseconds, _ = _MESSAGE.unpack_from(content)
+            return number, nanoseconds, content[_MESSAGE.size :]
+        try:
+            if opcode == Opcode.SCHEMA:
+                schema = Schema.read(ReadDataStream(BytesIO(content)))
+                schemas[schema.id] = schema.name
+            elif opcode == Opcode.CHANNEL:
+                channel = Channel.read(ReadDataStream(BytesIO(content)))
+                self._channels[channel.id] = channel.topic, schemas.get(channel.schema_id, "")
+        except Exception:
+            # Parsers of damaged bytes raise what they like.
+            self._damaged += 1
         return None
 
     def _inside(self, content: bytes) -> Iterator[tuple[int, bytes]]:
@@ -124,7 +128,7 @@ class McapScan:
                 stream, plain = get_chunk_data_stream(Chunk(compression, data, end, start, checksum, size), True)
                 data = stream.read(plain)
         except Exception:
-            # Decompressors of strangers' bytes raise what they like.
+            # Decompressors of damaged bytes raise what they like.
             self._damaged += 1
             return
         place = 0

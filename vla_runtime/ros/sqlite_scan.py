@@ -16,7 +16,7 @@ from urllib.parse import quote
 class SqliteScan:
     """The readable messages of a SQLite bag. ValueError for a file that is none, or in which none can be read.
 
-    `topics`: how many messages each has; `missing`: what could not be read, in words, empty where nothing is missing.
+    `topics`: how many messages each has; `missing`: what could not be read, empty where nothing is missing.
     """
 
     def __init__(self, path: Path):

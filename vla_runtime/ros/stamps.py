@@ -35,7 +35,7 @@ def spans(stamps: Sequence[float], moments: Sequence[float]) -> list[Span]:
     stamps, moments: seconds at which each was stamped and recorded, in the order in which they were recorded. What is
     recorded late, as messages that queue up are, is no stray.
     """
-    found: list[_Run] = []
+    runs: list[_Run] = []
     # Those that messages were of last, the latest first.
     recent: list[_Run] = []
     for index, (stamp, moment) in enumerate(zip(stamps, moments, strict=True)):
@@ -45,13 +45,13 @@ def spans(stamps: Sequence[float], moments: Sequence[float]) -> list[Span]:
                 break
         else:
             run = _Run()
-            found.append(run)
+            runs.append(run)
         run.add(index, stamp, moment)
         recent = [run, *recent[: _LOOKED_BACK - 1]]
-    few = min(_FEW, max((len(run.members) for run in found), default=0))
+    few = min(_FEW, max((len(run.members) for run in runs), default=0))
     kept: list[_Run] = []
     last = -1
-    for run in found:
+    for run in runs:
         # One from which the clock returned to what it was before is stray, however long it was.
         if len(run.members) >= few and run.members[-1] > last:
             kept.append(run)
@@ -59,9 +59,9 @@ def spans(stamps: Sequence[float], moments: Sequence[float]) -> list[Span]:
     return [Span(moments[run.members[0]], run.least, run.members) for run in kept]
 
 
-def steps(found: Sequence[Span]) -> list[tuple[float, float]]:
+def steps(clocks: Sequence[Span]) -> list[tuple[float, float]]:
     """When the clock was set, by when that was recorded, and by how many seconds."""
-    return [(after.begins, before.delay - after.delay) for before, after in pairwise(found)]
+    return [(after.begins, before.delay - after.delay) for before, after in pairwise(clocks)]
 
 
 class Axis:
@@ -70,8 +70,8 @@ class Axis:
     gap: seconds that are put in between there, so that nothing of before is taken for anything of after.
     """
 
-    def __init__(self, found: Sequence[Span], gap: float):
-        self._spans, self._gap = list(found), gap
+    def __init__(self, clocks: Sequence[Span], gap: float):
+        self._spans, self._gap = list(clocks), gap
 
     def stamped(self, stamp: float, place: int) -> float:
         """The time of a stamp of the clock at `place`."""
@@ -84,7 +84,7 @@ class Axis:
 
     def place(self, moment: float) -> int:
         """Which clock it was at a moment of the recorder's."""
-        return max(0, sum(one.begins <= moment for one in self._spans) - 1)
+        return max(0, sum(span.begins <= moment for span in self._spans) - 1)
 
     def __len__(self) -> int:
         return len(self._spans)
