@@ -27,6 +27,7 @@ from policies.together import Together, can_answer_together
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.warm_start import Before, WarmStart, neutral_row
+from vla_runtime.decoding.graphs import require_cuda
 from vla_runtime.transforms import Normalise
 from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
 

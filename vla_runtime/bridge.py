@@ -93,6 +93,9 @@ def bridge(config: Config) -> Result:
         raise BadArguments("contract: expected a YAML file with the robot's contract, got none")
     if config["episodes"] < 1:
         raise BadArguments(f"episodes: expected at least 1, got {config['episodes']}")
+    # A text such as "no" is as true as any.
+    if not isinstance(config["arm"], bool):
+        raise BadArguments(f"arm: expected true or false, got {config['arm']!r}")
     if config["side"] not in SIDES:
         raise BadArguments(f"side: expected one of {', '.join(SIDES)}, got {config['side']!r}")
     contract = Contract.load(config["contract"])

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Pictures
-from PIL import UnidentifiedImageError
 
 from vla_runtime.contract import Contract
+from vla_runtime.pictures import decode_picture
 from vla_runtime.spline import SplineCurve
 from vla_runtime.types import ActionChunk, CameraSpec, EnvSpec, Image, Observation, PolicySpec
 
@@ -103,14 +103,9 @@ def decode_image(value: Any, shape: tuple[int, int, int] | None = None) -> Image
         raise ValueError(f"image: expected an array, or png or jpeg bytes by their name, got {type(value).__name__}")
     ((encoding, data),) = value.items()
     try:
-        with Pictures.open(io.BytesIO(data), formats=[encoding.upper()]) as picture:
-            # A few bytes can say that they are thousands of pixels: they say so before they become them.
-            if shape is not None and (picture.height, picture.width) != shape[:2]:
-                got = f"{picture.height} x {picture.width}"
-                raise ValueError(f"image: expected {shape[0]} x {shape[1]} pixels, got {got}")
-            return np.array(picture.convert("RGB"), np.uint8)
-    except (UnidentifiedImageError, OSError, TypeError, SyntaxError, Pictures.DecompressionBombError) as error:
-        raise ValueError(f"image: expected a readable {encoding}, got {type(error).__name__}: {error}") from error
+        return decode_picture(data, [encoding.upper()], shape)
+    except ValueError as error:
+        raise ValueError(f"image: {error}") from error
 
 
 def env_document(spec: EnvSpec) -> dict[str, Any]:

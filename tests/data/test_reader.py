@@ -1,13 +1,17 @@
 """What is read back: exactly what was written, and nothing of a damaged set."""
 
+import io
 import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image as Pillow
 
 from vla_runtime.data.frames import FrameReader, encode_png
 from vla_runtime.data.lerobot import Dataset, DatasetError
+from vla_runtime.data.pictures import Pictures
 from vla_runtime.data.unfinished import save_settings
 
 
@@ -154,9 +158,12 @@ def test_arguments_that_the_set_cannot_serve(embedded, arguments, message):
         Dataset(embedded.folder, **arguments)
 
 
-def test_a_damaged_image_says_so(embedded, tmp_path):
-    from vla_runtime.data.frames import decode_png
-
+def test_an_image_that_is_damaged_or_16_bit_is_named_with_its_place(embedded, monkeypatch):
+    buffer = io.BytesIO()
+    Pillow.fromarray(np.full((8, 8), 900, np.uint16)).save(buffer, "PNG")
+    data = Dataset(embedded.folder, horizon=4)
     whole = encode_png(embedded.episodes[0].images["front"][0])
-    with pytest.raises(ValueError, match="expected a PNG image"):
-        decode_png(whole[:20])
+    for stored, reason in ((whole[:20], "got OSError: Truncated"), (buffer.getvalue(), "got 16 bits a channel")):
+        monkeypatch.setattr(Pictures, "_bytes", lambda *_, stored=stored: pa.array([stored] * 18))
+        with pytest.raises(ValueError, match=rf"camera '\w+', episode 0, row 2: expected .* {reason}"):
+            data[2]

@@ -82,3 +82,29 @@ def test_failures_after_the_last_success_count(tmp_path):
     assert (line["episodes"], line["attempts"], line["expert_success_rate"]) == (1, 3, 0.3333)
     with pytest.raises(BadArguments, match="contract: expected a YAML file"):
         collect(load("collect", [asked[0], f"out={tmp_path / 'other'}"]))
+
+
+def test_one_bag_that_cannot_be_read_is_named_and_the_others_with_it(tmp_path):
+    for name in ("a", "b", "c"):
+        bag = Bag(tmp_path / name)
+        for step in range(12):
+            bag.tick(1000 + step * 0.05, step)
+        if name != "b":
+            bag.end(1000.6)
+        if name == "c":
+            stream = bag.contract.robot.state["joints"]
+            bag.garble(stream.topic, stream.type, 1000.3)
+        bag.close()
+    contract = tmp_path / "robot.yaml"
+    bag.contract.save(contract)
+    a, b, c = (tmp_path / name for name in ("a", "b", "c"))
+    asked = [f"contract={contract}", f"out={tmp_path / 'data'}", "instruction=touch"]
+    expected = rf"got 1 that cannot: {b}: expected an outcome on .*; the others can be read: bag=\[{a},{c}\]"
+    with pytest.raises(ValueError, match=expected):
+        collect(load("collect", [*asked, f"bag=[{a},{b},{c}]"]))
+    line, _ = collect(load("collect", [*asked, f"bag=[{a},{c}]"]))
+    assert (line["episodes"], line["left_out"], line["notes"]) == (2, {"/joint_states": 1}, [])
+    with pytest.raises(BadArguments, match="succeeded: expected true or false, got 'no'"):
+        collect(load("collect", [*asked, f"bag={b}", "succeeded=no"]))
+    with pytest.raises(BadArguments, match="bag: expected a bag, or several"):
+        collect(load("collect", [*asked, "bag=[]"]))

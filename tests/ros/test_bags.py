@@ -16,7 +16,8 @@ from vla_runtime.control.clock import SystemClock
 from vla_runtime.control.recorder import Recording
 from vla_runtime.evaluation.replaying import Replay
 from vla_runtime.robot_side import Topic
-from vla_runtime.ros.bags import BagTransport, BagWriter, Recorded, messages
+from vla_runtime.ros.bag_files import Bag, messages
+from vla_runtime.ros.bags import BagTransport, BagWriter, Recorded
 from vla_runtime.ros.messages import decode, encode, read_image, read_state, state_message, text
 
 WORDS = Topic("/words", "std_msgs/msg/String")
@@ -138,6 +139,46 @@ def test_what_a_listener_raises_does_not_end_the_bag(tmp_path):
         time.sleep(0.01)  # noqa: TID251
     bag.close()
     assert bag.health() == ["/words: messages that could not be used (2 times)"]
+
+
+def test_a_message_that_cannot_be_read_does_not_end_the_bag(tmp_path):
+    writer = BagWriter(tmp_path / "bag")
+    for number, data in enumerate((encode(text("a")), b"", encode(text("b")))):
+        writer.write(WORDS, data, 1.0 + number / 100)
+    writer.close()
+    bag, heard = BagTransport(str(tmp_path / "bag")), []
+    bag.open([])
+    bag.subscribe(WORDS, heard.append)
+    played(bag)
+    assert [message.data for message in heard] == ["a", "b"]
+    assert bag.health() == ["/words: messages that cannot be read (1 times)"]
+
+
+def test_a_bag_that_breaks_while_it_plays_is_over(tmp_path, monkeypatch):
+    writer = BagWriter(tmp_path / "bag")
+    writer.write(WORDS, encode(text("a")), 1.0)
+    writer.close()
+    bag, heard = BagTransport(str(tmp_path / "bag")), []
+    bag.open([])
+    bag.subscribe(WORDS, heard.append)
+    raw = Bag.raw
+
+    def broken(self, topics=None):
+        yield from raw(self, topics)
+        raise ValueError("damaged inside")
+
+    monkeypatch.setattr(Bag, "raw", broken)
+    played(bag)
+    assert [message.data for message in heard] == ["a"]
+    assert bag.health() == ["the bag ends early: damaged inside (1 times)"]
+
+
+def played(bag):
+    end = time.monotonic() + 10.0  # noqa: TID251
+    while not bag.over:
+        assert time.monotonic() < end  # noqa: TID251
+        time.sleep(0.01)  # noqa: TID251
+    bag.close()
 
 
 def test_a_bag_that_is_not_there_leaves_nothing_behind(tmp_path):

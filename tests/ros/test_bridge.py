@@ -231,6 +231,16 @@ def test_an_outcome_of_the_episode_before_does_not_end_the_next(tmp_path):
     assert robot.outcome() is None
 
 
+def test_an_outcome_that_cannot_be_read_is_counted_and_ends_nothing(tmp_path):
+    stage = Stage(tmp_path)
+    robot = RosRobot(stage.contract, stage.air.transport(), SystemClock(), Safety(), "touch")
+    stage.tell("/vla/outcome", "String", text('{"success": "false", "reason": "time"}'))
+    assert robot.outcome() is None
+    assert robot.faults == {"outcomes that cannot be read": 1}
+    stage.tell("/vla/outcome", "String", text('{"success": false, "reason": "time"}'))
+    assert robot.outcome().success is False
+
+
 def test_a_stopped_robot_is_no_success(tmp_path):
     with Stage(tmp_path, max_steps=20).playing() as stage:
         line, code = stage.bridge(arm=False)
@@ -281,6 +291,7 @@ def test_what_a_contract_states_of_a_policy_is_compared(tmp_path):
         (["contract=null"], "contract: expected a YAML file"),
         (["side=both"], "side: expected one of policy, robot, gate"),
         (["episodes=0"], "episodes: expected at least 1, got 0"),
+        (["arm=no"], "arm: expected true or false, got 'no'"),
         (["loop.planner=process"], "loop.planner: expected thread, got process"),
         (["side=robot", "env=reach", "env.tasks=[0,1]"], "env.tasks: expected one"),
     ],

@@ -11,15 +11,16 @@ from bagged import Bag
 from robots import reach_robot
 
 from vla_runtime.robot_side import ARRAY, TRAJECTORY
+from vla_runtime.ros.bag_files import Report
 from vla_runtime.ros.demonstrations import demonstrations
-from vla_runtime.ros.messages import command_message, flag, text
+from vla_runtime.ros.messages import command_message, flag, state_message, text
 
 STRING, BOOL = "std_msgs/msg/String", "std_msgs/msg/Bool"
 
 
-def read(bag, tmp_path, instruction="touch", succeeded=False):
+def read(bag, tmp_path, instruction="touch", succeeded=False, report=None):
     bag.close()
-    return list(demonstrations(tmp_path / "bag", bag.contract, instruction, succeeded))
+    return list(demonstrations(tmp_path / "bag", bag.contract, instruction, succeeded, report))
 
 
 def test_rows_hold_what_was_seen_and_what_answered_it(tmp_path):
@@ -176,6 +177,97 @@ def test_of_a_message_only_the_groups_that_are_wrong_are_named(tmp_path):
     bag = Bag(tmp_path / "bag", state=streams)
     for step in range(4):
         bag.tick(1000 + step * 0.05, step)
-    with pytest.raises(ValueError, match=r"of state position \(left out: .*named \['hand.z'\], got 4 values") as caught:
+    expected = r"of state position, got none; state position .*: 4 left out, .*named \['hand.z'\], got 4 values"
+    with pytest.raises(ValueError, match=expected) as caught:
         read(bag, tmp_path, succeeded=True)
     assert "joints" not in str(caught.value).replace("/joint_states", "")
+
+
+def test_one_message_of_another_time_costs_itself(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    stream = bag.contract.robot.state["joints"]
+    for step in range(30):
+        bag.tick(1000 + step * 0.05, step)
+        if step == 10:
+            values = {"hand.y": 0.0, "j2": 9.0, "j1": 9.0, "hand.x": 0.0}
+            bag.say(stream.topic, stream.type, state_message(values, stream, 1e6, ""), 1000.501)
+    bag.end(1001.5)
+    report = Report(tmp_path / "bag")
+    (episode,) = read(bag, tmp_path, report=report)
+    joints = np.round(episode.columns["observation.state"][:, 0] * 100)
+    assert np.array_equal(np.diff(joints), np.ones(len(joints) - 1))
+    assert episode.length >= 27
+    assert report.left_out == {"state joints on /joint_states": 1, "state position on /joint_states": 1}
+    assert "stamped +998999.499 s off" in report.first["state joints on /joint_states"]
+
+
+@pytest.mark.parametrize("by", [-30.0, 3600.0])
+def test_a_clock_that_is_set_ends_the_episodes_use_and_the_next_is_whole(tmp_path, by):
+    bag = Bag(tmp_path / "bag")
+    for step in range(60):
+        bag.ahead = by if step >= 20 else 0.0
+        bag.tick(1000 + step * 0.05, step)
+        if step in (29, 59):
+            bag.end(1000 + step * 0.05 + 0.03)
+    report = Report(tmp_path / "bag")
+    first, second = read(bag, tmp_path, report=report)
+    # What was seen up to there, and for as long as a state may be old.
+    assert np.round(first.columns["observation.state"][:, 0] * 100).max() == 19
+    assert first.columns["disturbed"][25:].all()
+    joints = np.round(second.columns["observation.state"][:, 0] * 100)
+    assert joints.tolist() == list(range(30, 30 + len(joints)))
+    assert len(joints) >= 28
+    assert not second.columns["disturbed"][:-1].any()
+    assert f"was set by {by:+.3f} s (recorded at 1501.000 s)" in report.notes[0]
+
+
+def test_a_camera_that_another_clock_stamps_is_named_with_how_far_it_is_off(tmp_path):
+    for name, off in (("far", 3600.0), ("near", 0.7), ("slow", -3.0)):
+        bag = Bag(tmp_path / name)
+        for step in range(60):
+            bag.ahead = 0.0
+            bag.tick(1000 + step * 0.05, step, ("overhead",))
+            bag.ahead = off
+            bag.tick(1000 + step * 0.05, step, ("hand",), None, state=False)
+        bag.ahead = 0.0
+        bag.end(1003.0)
+        bag.close()
+        report = Report(tmp_path / name)
+        made = demonstrations(tmp_path / name, bag.contract, "touch", report=report)
+        if name == "far":
+            with pytest.raises(ValueError, match=r"camera hand on /cameras/hand are 3599\.998 s ahead of those of the"):
+                list(made)
+            continue
+        list(made)
+        # What is recorded late may be late.
+        noted = [note for note in report.notes if "camera hand on /cameras/hand are 0.698 s ahead" in note]
+        assert len(noted) == (name == "near")
+
+
+@pytest.mark.parametrize("garbled", [False, True])
+def test_an_outcome_that_cannot_be_read_ends_its_episode_and_makes_no_success(tmp_path, garbled):
+    bag = Bag(tmp_path / "bag")
+    for step in range(40):
+        bag.tick(1000 + step * 0.05, step)
+        if step == 19 and garbled:
+            bag.garble("/vla/outcome", STRING, 1000.98)
+        elif step == 19:
+            bag.say("/vla/outcome", STRING, text('{"success": "false", "reason": "dropped"}'), 1000.98)
+    bag.end(1002.0)
+    report = Report(tmp_path / "bag")
+    (second,) = read(bag, tmp_path, succeeded=True, report=report)
+    assert second.columns["observation.state"][0, 0] == pytest.approx(0.2)
+    assert report.left_out == {"/vla/outcome": 1}
+    assert "episode 0: left out, how it ended cannot be read" in report.notes[0]
+
+
+def test_why_nothing_of_a_stream_can_be_used(tmp_path):
+    bag = Bag(tmp_path / "bag")
+    for step in range(10):
+        bag.tick(1000 + step * 0.05, step)
+    bag.end(1000.5)
+    bag.contract = reach_robot(size=32)
+    with pytest.raises(
+        ValueError, match=r"camera hand on /cameras/hand: 10 left out, recorded at .* expected \(32, 32, 3\)"
+    ):
+        read(bag, tmp_path)

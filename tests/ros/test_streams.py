@@ -239,3 +239,18 @@ def test_what_came_instead_is_said_with_its_reason():
     assert stale.startswith("state joints: expected one within 1.0 s, got none for 1.150 s; 2 messages left out")
     said.streams.begin()
     assert said.streams.instead("state joints") == "no readable message on /joint_states"
+
+
+def test_a_camera_that_another_clock_stamps_is_named_with_how_far_it_is_off():
+    said = Said()
+    for step in range(5):
+        said.joints(5.0 + step * 0.1)
+        said.image("overhead", 5.0 + step * 0.1)
+        said.ahead += 3600.0
+        said.image("hand", 5.0 + step * 0.1)
+        said.ahead -= 3600.0
+    expected = (
+        r"expected .* stamped within .* got camera hand 3600\.000 s ahead of state joints; let one source of time"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        said.streams.observation(CAMERAS)

@@ -89,7 +89,7 @@ def test_nonsense_is_told_and_the_client_stays(seen):
             assert told in connection.recv(5)
         wrong = observation_document(seen)
         connection.send(ours(kind="predict", observations=[{**wrong, "images": {"hand": {"jpeg": b"no"}}}]))
-        assert "expected a readable jpeg" in connection.recv(5)
+        assert "expected a readable JPEG" in connection.recv(5)
         connection.send(openpi(seen))
         assert unpack(connection.recv())["actions"].shape == (16, 2)
 

@@ -16,24 +16,30 @@ STRING = "std_msgs/msg/String"
 
 
 class Bag:
-    """A bag of a reach arm that moves as told; its stamps are 500 seconds behind the bag's."""
+    """A bag of a reach arm that moves as told; its stamps are 500 seconds behind the bag's, less what is `ahead`."""
 
     def __init__(self, path, **side):
         self.contract, self._bag = reach_robot(**side), BagWriter(path)
+        self.ahead = 0.0
 
-    def tick(self, time, step, cameras=("overhead", "hand"), command="gated", stamped=True):
+    def tick(self, time, step, cameras=("overhead", "hand"), command="gated", stamped=True, state=True):
         robot = self.contract.robot
+        recorded, time = time, time + self.ahead
         values = {"hand.y": 0.0, "j2": step / 200, "j1": step / 100, "hand.x": 0.0}
         stream = robot.state["joints"]
-        self.say(stream.topic, stream.type, state_message(values, stream, time, ""), time)
+        if state:
+            self.say(stream.topic, stream.type, state_message(values, stream, time, ""), recorded)
         for name in cameras:
             camera = robot.cameras[name]
             picture = np.full((16, 16, 3), step, np.uint8)
-            self.say(camera.topic, camera.type, image_message(picture, camera, time, ""), time + 0.002)
+            self.say(camera.topic, camera.type, image_message(picture, camera, time, ""), recorded + 0.002)
         if command == "gated":
             goal = {"j1": (step + 1) / 100, "j2": (step + 1) / 200}
             self.say(
-                "/arm/command/gated", TRAJECTORY, trajectory(goal, False, time + 0.01, f"a:{step}", 0.05), time + 0.01
+                "/arm/command/gated",
+                TRAJECTORY,
+                trajectory(goal, False, time + 0.01, f"a:{step}", 0.05),
+                recorded + 0.01,
             )
         elif command:
             # As whoever teleoperates says it to the controllers.
@@ -42,7 +48,7 @@ class Bag:
                 replace(robot.action["joints"], type=command),
             )
             message = command_message(goal, stream, False, time + 0.01 if stamped else 0.0, 0.05)
-            self.say("/arm/command", command, message, time + 0.01)
+            self.say("/arm/command", command, message, recorded + 0.01)
 
     def end(self, time, success=True):
         said = json.dumps({"success": success, "reason": "said"})
@@ -50,6 +56,10 @@ class Bag:
 
     def say(self, name, kind, message, time):
         self._bag.write(Topic(name, kind), encode(message), time + 500.0)
+
+    def garble(self, name, kind, time):
+        """A message without a byte, as a sender that breaks down leaves it."""
+        self._bag.write(Topic(name, kind), b"", time + 500.0)
 
     def close(self):
         self._bag.close()

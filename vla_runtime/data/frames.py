@@ -30,15 +30,6 @@ def encode_png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(data: bytes) -> Image:
-    """PNG -> uint8 [H, W, 3]; ValueError when it is no image."""
-    try:
-        with Pillow.open(io.BytesIO(data)) as picture:
-            return np.array(picture.convert("RGB"), np.uint8)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"expected a PNG image, got {len(data)} bytes that are none ({error})") from error
-
-
 def encode_video(path: Path, frames: Sequence[Image], fps: int | float) -> None:
     """Write `frames` as an MP4 of constant rate. ValueError where PyAV comes without an H.264 encoder."""
     if _CODEC not in av.codecs_available:

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_runtime.data import schema
-from vla_runtime.data.frames import FrameReader, decode_png
+from vla_runtime.data.frames import FrameReader
 from vla_runtime.data.opening import damaged
+from vla_runtime.pictures import decode_picture
 from vla_runtime.types import Image
 
 
@@ -54,7 +55,10 @@ class Pictures:
     def read(self, camera: str, episode: int, row: int) -> Image:
         if self._video[camera]:
             return self._frame(camera, episode, row)
-        return decode_png(self._bytes(camera, episode)[row].as_py())
+        try:
+            return decode_picture(self._bytes(camera, episode)[row].as_py())
+        except ValueError as error:
+            raise ValueError(f"{self._folder}: camera {camera!r}, episode {episode}, row {row}: {error}") from error
 
     def _frame(self, camera: str, episode: int, row: int) -> Image:
         place, prefix = self._places[episode], f"videos/{schema.image_key(camera)}"

@@ -1,6 +1,6 @@
 """Bags (MCAP, as ROS 2 writes them): what goes over a transport recorded, and a recorded robot in place of a real one.
 
-Bytes are kept as they came. Reading also takes the SQLite bags of ROS 2 and those of ROS 1.
+Bytes are kept as they came; what was written a second ago is on disk, whatever becomes of the recorder.
 """
 
 from __future__ import annotations
@@ -8,63 +8,40 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.typesys import Stores, get_typestore
 
 from vla_runtime.control.clock import Clock, SystemClock
 from vla_runtime.robot_side import Topic
+from vla_runtime.ros.bag_files import Bag
 from vla_runtime.ros.messages import encode
 from vla_runtime.ros.transport import OnMessage, Transport
+from vla_runtime.types import SpecMismatch
 
 # Seconds without a new subscriber after which a bag begins to play.
 _SETTLED = 0.3
+# Seconds of messages that a killed recorder may lose.
+_FLUSHED = 1.0
 _log = logging.getLogger(__name__)
 
 
-def messages(path: Path, topics: Collection[str] | None = None) -> Iterator[tuple[str, Any, float]]:
-    """(topic, message, seconds at which it was recorded), in that order; of `topics` alone where they are given.
-
-    ValueError for a file that is no bag, and for topics that are not in it.
-    """
-    with _reading(path) as reader:
-        there = {connection.topic for connection in reader.connections}
-        if topics is not None and not set(topics) <= there:
-            raise ValueError(f"{path}: expected the topics {sorted(set(topics) - there)}, got {sorted(there)}")
-        wanted = [one for one in reader.connections if topics is None or one.topic in topics]
-        if not wanted:
-            raise ValueError(f"{path}: expected messages, got none")
-        for connection, nanoseconds, data in reader.messages(wanted):
-            yield connection.topic, reader.deserialize(data, connection.msgtype), nanoseconds / 1e9
-
-
-def topics_of(path: Path) -> set[str]:
-    """The topics on which a bag has messages. ValueError for a file that is no bag."""
-    with _reading(path) as reader:
-        return {connection.topic for connection in reader.connections if connection.msgcount}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[AnyReader]:
-    try:
-        with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
-            yield reader
-    except (AnyReaderError, OSError) as error:
-        raise ValueError(f"{path}: expected a bag, got {type(error).__name__}: {error}") from error
-
-
 class BagWriter:
-    """Writes a new bag. ValueError for one that exists. Any thread may write."""
+    """Writes a new bag. ValueError for one that exists. Any thread may write.
+
+    Killed, it leaves all but the last second's messages in a file that `Bag` reads.
+    """
 
     def __init__(self, path: Path):
         self._store = get_typestore(Stores.ROS2_JAZZY)
         self._lock = threading.Lock()
         self._connections: dict[str, Any] = {}
+        self._flushed: float | None = None
         self._open = ExitStack()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -79,6 +56,16 @@ class BagWriter:
                 added = self._writer.add_connection(topic.name, topic.type, typestore=self._store)
                 self._connections[topic.name] = added
             self._writer.write(self._connections[topic.name], round(seconds * 1e9), data)
+            if self._flushed is None:
+                self._flushed = seconds
+            # Moments of several threads are not in order.
+            if abs(seconds - self._flushed) >= _FLUSHED:
+                self._flushed = seconds
+                storage = self._writer.storage
+                assert isinstance(storage, McapWriter)
+                # A chunk is in memory until it is full, which takes minutes where no camera is recorded.
+                storage.close_chunk()
+                storage.bio.flush()
 
     def close(self) -> None:
         """Finish the bag; once closed it can be read."""
@@ -157,8 +144,11 @@ class BagTransport:
         self._thread = threading.Thread(target=self._play, name="bag", daemon=True)
 
     def open(self, publishes: Sequence[Topic]) -> None:
-        # Read as it plays; one that is no bag is said at once.
-        next(messages(self._path))
+        # Read as it plays; one that is no bag is an error at once.
+        with Bag(self._path) as bag:
+            if next(bag.raw(), None) is None:
+                raise ValueError(f"{self._path}: expected messages, got none")
+            self._problems.update(bag.missing)
         self._out = None if self._to is None else BagWriter(self._to)
         self._changed = self._clock.now()
         self._thread.start()
@@ -172,7 +162,7 @@ class BagTransport:
             self._out.write(topic, encode(message), self._clock.now())
 
     def health(self) -> list[str]:
-        return [f"{reason} ({count} times)" for reason, count in self._problems.items()]
+        return [f"{reason} ({count} times)" for reason, count in list(self._problems.items())]
 
     def close(self) -> None:
         self._closed.set()
@@ -184,19 +174,43 @@ class BagTransport:
     def _play(self) -> None:
         while self._clock.now() < self._changed + _SETTLED and not self._closed.is_set():
             self._clock.sleep_until(self._clock.now() + 0.01)
+        try:
+            with Bag(self._path) as bag:
+                self._say(bag)
+        except (ValueError, OSError) as error:
+            self._problems[f"the bag ends early: {error}"] += 1
+            _log.error("the bag ends early: %s", error)
+        finally:
+            # Whatever happened: who waits for more waits in vain.
+            self.over = True
+
+    def _say(self, bag: Bag) -> None:
         began, first = self._clock.now(), None
-        for name, message, moment in messages(self._path):
-            first = moment if first is None else first
-            self._clock.sleep_until(began + (moment - first) / self._rate)
+        for raw in bag.raw():
+            first = raw.seconds if first is None else first
+            self._clock.sleep_until(began + (raw.seconds - first) / self._rate)
             if self._closed.is_set():
                 return
-            for topic, on_message in self._heard.get(name, []):
+            heard = self._heard.get(raw.topic, [])
+            if not heard:
+                continue
+            try:
+                message = raw.message()
+            except SpecMismatch as error:
+                self._problem(f"{raw.topic}: messages that cannot be read", f"recorded at {raw.seconds:.3f} s: {error}")
+                continue
+            for topic, on_message in heard:
                 if message.__msgtype__ != topic.type:
-                    self._problems[f"{name}: expected {topic.type}, got {message.__msgtype__}"] += 1
+                    self._problems[f"{raw.topic}: expected {topic.type}, got {message.__msgtype__}"] += 1
                     continue
                 try:
                     on_message(message)
                 except Exception:
-                    self._problems[f"{name}: messages that could not be used"] += 1
-                    _log.exception("%s", name)
-        self.over = True
+                    self._problems[f"{raw.topic}: messages that could not be used"] += 1
+                    _log.exception("%s", raw.topic)
+
+    def _problem(self, what: str, detail: str) -> None:
+        """Count one; the first is logged with what was wrong."""
+        self._problems[what] += 1
+        if self._problems[what] == 1:
+            _log.warning("%s: the first was %s", what, detail)

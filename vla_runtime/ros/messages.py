@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Pictures
-from PIL import UnidentifiedImageError
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
+from vla_runtime.pictures import decode_picture
 from vla_runtime.robot_side import (
     ARRAY,
     COMMANDS,
@@ -121,10 +121,9 @@ def read_image(message: Any, stream: CameraStream, camera: CameraSpec) -> Image:
     """The image uint8 [H, W, 3] of a message, upright and of the camera's size. SpecMismatch for one that is none."""
     if message.__msgtype__ == "sensor_msgs/msg/CompressedImage":
         try:
-            with Pictures.open(io.BytesIO(message.data.tobytes()), formats=["JPEG", "PNG"]) as picture:
-                image = np.array(picture.convert("RGB"), np.uint8)
-        except (UnidentifiedImageError, OSError, SyntaxError, Pictures.DecompressionBombError) as error:
-            raise SpecMismatch(f"camera {camera.name!r}: expected a readable JPEG or PNG, got {error}") from error
+            image = decode_picture(message.data.tobytes())
+        except ValueError as error:
+            raise SpecMismatch(f"camera {camera.name!r}: {error}") from error
     else:
         image = _raw_image(message, camera.name)
     if not image.size:

@@ -24,9 +24,10 @@ from vla_runtime.interfaces import Policy
 from vla_runtime.robot_side import CommandStream, Desk, Topic
 from vla_runtime.ros.conversion import Array, said, said_rotation
 from vla_runtime.ros.messages import DIAGNOSTICS, diagnostics, text, theirs, trajectory
+from vla_runtime.ros.reports import read_outcome
 from vla_runtime.ros.streams import Streams, robot_of
 from vla_runtime.ros.transport import Transport
-from vla_runtime.types import Command, EnvSpec, Group, Observation, Outcome, UnsupportedTask
+from vla_runtime.types import Command, EnvSpec, Group, Observation, Outcome, SpecMismatch, UnsupportedTask
 
 # What a bridge publishes for a gate, which turns it into what the robot's controller hears.
 GATED = "trajectory_msgs/msg/JointTrajectory"
@@ -306,7 +307,7 @@ class RosRobot:
 
     def _ended(self, message: Any) -> None:
         try:
-            said = json.loads(message.data)
-            self._outcome = Outcome(bool(said["success"]), str(said["reason"]))
-        except (ValueError, TypeError, KeyError):
-            self.faults["outcomes that say nothing"] += 1
+            self._outcome = read_outcome(message)
+        except SpecMismatch as error:
+            self.faults["outcomes that cannot be read"] += 1
+            _log.warning("%s", error)

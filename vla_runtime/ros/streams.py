@@ -163,7 +163,7 @@ class Streams:
                 if asked not in self._kept or oldest >= self._kept[asked][0]:
                     self._kept[asked] = oldest, self._observed(found, cameras)
             if asked not in self._kept:
-                raise RuntimeError(f"robot: expected {', '.join(wanted)} within {self._robot.skew} s, got them never")
+                raise RuntimeError(self._apart(wanted))
             return self._kept[asked][1]
 
     def _aligned(self, wanted: list[str]) -> dict[str, _Sample] | None:
@@ -177,6 +177,23 @@ class Streams:
                 return found
         self._faults["streams further apart than the skew"] += 1
         return None
+
+    def _apart(self, wanted: list[str]) -> str:
+        """What to say of streams that never fitted together."""
+        said = f"robot: expected {', '.join(wanted)} stamped within {self._robot.skew} s of one another, got "
+        if missing := [name for name in wanted if not self._samples[name]]:
+            return f"{said}nothing of {', '.join(missing)}"
+        newest = {name: self._samples[name][-1].stamp for name in wanted}
+        apart = {name: stamp - newest[wanted[0]] for name, stamp in newest.items() if name != wanted[0]}
+        off = ", ".join(
+            f"{name} {abs(by):.3f} s {'ahead of' if by > 0 else 'behind'} {wanted[0]}"
+            for name, by in apart.items()
+            if abs(by) > self._robot.skew
+        )
+        return (
+            f"{said}{off or 'them never'}; let one source of time set the clocks of the machines that stamp them "
+            "(chrony, PTP), or raise robot.skew where they are merely slow"
+        )
 
     def _observed(self, found: dict[str, _Sample], cameras: Sequence[str]) -> Observation:
         states = [found[f"state {group.name}"] for group in self._contract.state.groups]
