@@ -31,7 +31,7 @@ def value(command, key, *overrides):
         "[a, b]",
         "{cube: red}",
         "sort(a, b)",
-        "it's \"here\" \\",
+        'it\'s "here" \\',
         "pay ${amount} \\'",
         "put: a=b; ~/c",
     ],
@@ -120,7 +120,7 @@ def test_cameras_are_chosen():
 
 
 def test_bare_words_take_the_names_that_are_free():
-    assert named(["a", "margin=0.1", "b", "~env.cameras.x"], ("a", "b")) == ["a=a", "margin=0.1", "b=b", "~env.cameras.x"]
+    assert named(["x", "c=1", "y", "~env.cameras.z"], ("a", "b")) == ["a=x", "c=1", "b=y", "~env.cameras.z"]
     with pytest.raises(BadArguments, match="expected option=value, got 'c'"):
         named(["c"], ())
 

@@ -54,7 +54,11 @@ class Pictures:
     def read(self, camera: str, episode: int, row: int) -> Image:
         if self._video[camera]:
             return self._frame(camera, episode, row)
-        return decode_png(self._bytes(camera, episode)[row].as_py())
+        try:
+            return decode_png(self._bytes(camera, episode)[row].as_py())
+        except ValueError as error:
+            what = f"an image of {camera!r} in row {row} of episode {episode}"
+            raise damaged(self._folder, what, str(error)) from error
 
     def _frame(self, camera: str, episode: int, row: int) -> Image:
         place, prefix = self._places[episode], f"videos/{schema.image_key(camera)}"

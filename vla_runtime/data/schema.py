@@ -33,7 +33,7 @@ FRESH = "image_fresh"
 # Rows whose action was answered but not executed as it stands: something pushed.
 DISTURBED = "disturbed"
 IMAGES = ("embedded", "video")
-_SCALARS = {
+SCALARS = {
     "timestamp": "float32",
     "frame_index": "int64",
     "episode_index": "int64",
@@ -79,7 +79,7 @@ def features(spec: EnvSpec, actions: Mapping[str, ActionSpec], images: str) -> F
         found[name] = {"dtype": "float32", "shape": [action.size], "names": list(action.names)}
     for name in (FRESH, DISTURBED):
         found[name] = {"dtype": "bool", "shape": [1], "names": None}
-    for name, dtype in _SCALARS.items():
+    for name, dtype in SCALARS.items():
         found[name] = {"dtype": dtype, "shape": [1], "names": None}
     for name in found:
         if "/" in name:
