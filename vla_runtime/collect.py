@@ -22,7 +22,7 @@ from rich.progress import Progress
 from vla_runtime.compose import BadArguments, build_env, load, main, select_tasks
 from vla_runtime.data import schema
 from vla_runtime.data.assembly import Tally, assemble, last_line, read_tally
-from vla_runtime.data.attempts import Attempter, Job, action_specs, start_attempter
+from vla_runtime.data.attempts import Attempter, Job, action_specs, recorded_spec, start_attempter
 from vla_runtime.data.opening import read_own
 from vla_runtime.data.unfinished import PARTS, require_same, save_settings, saved_settings, settings
 from vla_runtime.disk import locked
@@ -66,7 +66,7 @@ def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         # The environment is built here once for what it says of itself, and anew in every process.
         env = build_env(config["env"])
         try:
-            spec, actions = env.spec, action_specs(env)
+            spec, actions = recorded_spec(env.spec, config), action_specs(env)
         finally:
             env.close()
         schema.features(spec, actions, config["images"])

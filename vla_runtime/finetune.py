@@ -54,10 +54,8 @@ def finetune(config: Config) -> Result:
         try:
             answer: dict[str, Any] = build({**config["trainer"], "_partial_": True})(config, on_step)
         except KeyboardInterrupt as error:
-            raise RuntimeError(
-                f"interrupted; with resume={out} instead of out={out} the same command goes on from what was saved "
-                "last (save_every=), or starts over if nothing was"
-            ) from error
+            # Before the trainer could say what was saved.
+            raise RuntimeError("interrupted before training began; run the same command again") from error
     return answer, 0
 
 

@@ -11,7 +11,7 @@ from policies import decoding
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
 from policies.decoders import Graphs
-from policies.training import Recipe
+from policies.recipe import Recipe
 from policies.untrained import policy_for
 from vla_runtime import collect as command
 from vla_runtime.compose import load

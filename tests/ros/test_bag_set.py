@@ -82,3 +82,22 @@ def test_failures_after_the_last_success_count(tmp_path):
     assert (line["episodes"], line["attempts"], line["expert_success_rate"]) == (1, 3, 0.3333)
     with pytest.raises(BadArguments, match="contract: expected a YAML file"):
         collect(load("collect", [asked[0], f"out={tmp_path / 'other'}"]))
+
+
+def test_some_cameras_of_a_robot_are_enough(tmp_path):
+    """Of the other one the bag holds nothing."""
+    bag = Bag(tmp_path / "bag")
+    for step in range(12):
+        bag.tick(1000 + step * 0.05, step, ("hand",), "gated")
+    bag.end(1000.6)
+    bag.close()
+    contract = tmp_path / "robot.yaml"
+    bag.contract.save(contract)
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", "images=embedded", "instruction=touch"]
+    line, _ = collect(load("collect", [*asked, "cameras=[hand]", f"out={tmp_path / 'data'}"]))
+    assert line["episodes"] == 1
+    assert list(Dataset(tmp_path / "data", 1)[0][0].images) == ["hand"]
+    with pytest.raises(
+        ValueError, match=r"expected some of \['overhead', 'hand'\], .*; the contract has these"
+    ):
+        collect(load("collect", [*asked, "cameras=[wrist]", f"out={tmp_path / 'other'}"]))

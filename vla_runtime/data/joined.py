@@ -53,8 +53,7 @@ class Joined:
     ) -> Dataset | Joined:
         """One data set, or several joined; arguments and errors as for Dataset."""
         names = [folders] if isinstance(folders, (str, Path)) else list(folders)
-        chosen = None if cameras is None else (cameras,) if isinstance(cameras, str) else tuple(cameras)
-        sets = [Dataset(name, horizon, control, chosen, _CACHE_BYTES) for name in names]
+        sets = [Dataset(name, horizon, control, cameras, _CACHE_BYTES) for name in names]
         return sets[0] if len(sets) == 1 else cls(sets)
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ class Dataset:
         folder: str | Path,
         horizon: int,
         control: str | None = None,
-        cameras: tuple[str, ...] | None = None,
+        cameras: str | Sequence[str] | None = None,
         cache_bytes: int = _CACHE_BYTES,
     ):
         if not isinstance(horizon, int) or horizon < 1:
@@ -66,15 +66,8 @@ class Dataset:
             )
         self.action = self.actions[feature]
         self.feature = feature
-        known = {camera.name: camera for camera in contract.cameras}
-        self.cameras = tuple(known if cameras is None else cameras)
-        for camera in self.cameras:
-            if camera not in known or self.cameras.count(camera) > 1:
-                raise ValueError(
-                    f"cameras: expected some of {list(known)}, each once, got {list(self.cameras)}; "
-                    f"{self.folder} holds these"
-                )
-        self.contract = replace(contract, cameras=tuple(known[camera] for camera in self.cameras))
+        self.contract = replace(contract, cameras=schema.choose(contract.cameras, cameras, str(self.folder)))
+        self.cameras = tuple(camera.name for camera in self.contract.cameras)
         self.period = 1.0 / float(self.info["fps"])
         if abs(contract.rate_hz * self.period - 1) > 1e-6:
             what = f"fps in {schema.INFO} as rate_hz of the contract in {schema.OWN}, {contract.rate_hz}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def set_from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         raise BadArguments("contract: expected a YAML file with the robot's contract, got none")
     if config["images"] not in schema.IMAGES:
         raise BadArguments(f"images: expected one of {list(schema.IMAGES)}, got {config['images']!r}")
-    contract = Contract.load(config["contract"])
+    contract = _with_cameras(Contract.load(config["contract"]), config["cameras"])
     bags = [Path(one) for one in ([config["bag"]] if isinstance(config["bag"], str) else config["bag"])]
     out = Path(config["out"] or f"{bags[0]}_data")
     with locked(out):
@@ -68,6 +69,15 @@ def set_from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         own = assemble(config, out, spec, {"action": spec.action}, tallies)
         shutil.rmtree(out / PARTS)
         return last_line(own, out), 0
+
+
+def _with_cameras(contract: Contract, names: str | Sequence[str] | None) -> Contract:
+    """The contract with some of its cameras; the topics of others need not be in a bag."""
+    cameras = schema.choose(contract.cameras, names, "the contract")
+    side = contract.robot
+    if side is not None:
+        side = replace(side, cameras={camera.name: side.cameras[camera.name] for camera in cameras})
+    return replace(contract, cameras=cameras, robot=side)
 
 
 def _begin_anew(out: Path) -> None:
