@@ -48,6 +48,8 @@ def finetune(config: Mapping[str, Any], on_step: Callable[[int, float], None]) -
 def _going_on(config: Mapping[str, Any]) -> str:
     out = config["resume"] or config["out"]
     if not state_path(Path(out)).is_file():
+        if Path(out).is_dir():
+            return f"begin with another out=; what was learned so far is in {out} (init.folder={out} init.parts=all)"
         return "the same command starts over: nothing was saved yet (save_every=)"
     how = "the same command" if config["resume"] else f"with resume={out} instead of out={out} the same command"
     return f"{how} goes on from what was saved last (save_every=)"
@@ -133,6 +135,10 @@ def _check(config: Mapping[str, Any], recipe: Recipe, initial: Initial, lora: Lo
                 f"{name}: expected a backbone that has learned something, got one from scratch; "
                 "name a checkpoint with init.folder= or published weights with backbone.pretrained="
             )
+    if config["executed"] is not None and (type(config["executed"]) is not int or config["executed"] < 1):
+        raise ValueError(f"executed: expected a whole number of at least 1, or null, got {config['executed']!r}")
+    if not all(type(offset) is int for offset in config["observation_offsets"]):
+        raise ValueError(f"observation_offsets: expected whole numbers, got {config['observation_offsets']}")
     if recipe.freeze_trunk and lora.rank:
         raise ValueError("freeze_trunk, lora.rank: expected one of them, got both; adapters train the trunk, too")
 

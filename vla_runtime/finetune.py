@@ -27,7 +27,9 @@ def finetune(config: Config) -> Result:
         raise BadArguments("out, resume: expected one of them, out= for a new checkpoint or resume= to go on with one")
     out = Path(config["resume"] or config["out"])
     if config["resume"] is None and out.exists():
-        raise BadArguments(f"out={out}: expected a new folder, got one that exists; resume={out} goes on with it")
+        raise BadArguments(
+            f"out={out}: expected a new folder, got one that exists; choose another, or go on with resume={out}"
+        )
     rate = TextColumn("{task.fields[rate]:.2f} steps/s")
     columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), rate)
     clock = SystemClock()

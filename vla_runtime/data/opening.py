@@ -57,9 +57,10 @@ def read_info(folder: Path) -> dict[str, Any]:
                 f"{folder}: expected a finished data set, got one that is still being collected; "
                 f"finish it with: {resume_command(folder)}"
             )
+        got = "a folder without it" if folder.is_dir() else "no folder"
         raise DatasetError(
-            f"{folder}: expected a data set with {schema.INFO}, got {'a folder' if folder.is_dir() else 'no folder'} "
-            "without it; give the out= of a finished vla_runtime.collect"
+            f"{folder}: expected a data set with {schema.INFO}, got {got}; give the out= of a finished "
+            "vla_runtime.collect"
         )
     info = read_json(folder, schema.INFO, "the description of a data set")
     features = info.get("features")
@@ -67,8 +68,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise DatasetError(
             f"{folder}: expected {schema.OWN}, which only vla_runtime.collect writes, got a LeRobot set "
             f"({info.get('codebase_version')}, robot_type {info.get('robot_type')!r}) without it: another program made "
-            "it. Nothing is wrong with it, but only sets that vla_runtime.collect wrote can be read here: record "
-            "one with collect env=, or from the robot's bags with collect bag= contract="
+            "it, and sets of other programs cannot be read yet. Keep it; a set to learn from now is recorded with "
+            "collect env=, or from a robot's bags with collect bag= contract="
         )
     if info.get("codebase_version") != schema.CODEBASE_VERSION:
         raise DatasetError(

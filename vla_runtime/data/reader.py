@@ -123,7 +123,8 @@ class Dataset:
         for name in (schema.STATE, self.feature, schema.FRESH, schema.DISTURBED):
             digest.update(np.ascontiguousarray(self._columns[name]).tobytes())
         digest.update(repr([(one.instruction, one.start, one.length) for one in self.episodes]).encode())
-        digest.update(repr(self.contract.document()).encode())
+        kinds = {name: feature["dtype"] for name, feature in self.features.items()}
+        digest.update(repr((self.contract.document(), kinds)).encode())
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
