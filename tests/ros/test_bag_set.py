@@ -97,7 +97,5 @@ def test_some_cameras_of_a_robot_are_enough(tmp_path):
     line, _ = collect(load("collect", [*asked, "cameras=[hand]", f"out={tmp_path / 'data'}"]))
     assert line["episodes"] == 1
     assert list(Dataset(tmp_path / "data", 1)[0][0].images) == ["hand"]
-    with pytest.raises(
-        ValueError, match=r"expected some of \['overhead', 'hand'\], .*; the contract has these"
-    ):
+    with pytest.raises(ValueError, match=r"expected some of \['overhead', 'hand'\], .*; the contract has these"):
         collect(load("collect", [*asked, "cameras=[wrist]", f"out={tmp_path / 'other'}"]))
