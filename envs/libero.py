@@ -166,6 +166,7 @@ class Libero(OscArm):
             self._task = task
             self._raw = self._scene.raw
             self._stored = None
+            self._check_cameras()
         self._instruction = self._tasks[task].language
 
     def _stored_states(self) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -124,12 +125,15 @@ class OscArm:
         control = control or DELTA
         if control not in (DELTA, "absolute"):
             raise ValueError(f"env.control: expected delta or absolute, got {control!r}")
+        for camera, size in cameras.items():
+            if not (isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
+                raise ValueError(f"env.cameras.{camera}: expected [height, width] in pixels, got {size!r}")
         self.control_specs = {DELTA: delta_spec(dead_band), "absolute": ABSOLUTE}
         self.control = control
         self._dead_band = dead_band
         self._spec = EnvSpec(
             name=name,
-            cameras=tuple(CameraSpec(camera, int(size[0]), int(size[1])) for camera, size in cameras.items()),
+            cameras=tuple(CameraSpec(camera, size[0], size[1]) for camera, size in cameras.items()),
             state=STATE,
             action=self.control_specs[control],
             period=1.0 / rate_hz,
@@ -195,6 +199,14 @@ class OscArm:
             self._renderer.close(self._raw.sim)
             self._raw.close()
             self._raw = None
+
+    def _check_cameras(self) -> None:
+        """ValueError, with the nearest name, for a camera that the model does not have."""
+        known = self._raw.sim.model.camera_names
+        for camera in self._cameras:
+            if camera not in known:
+                nearest = get_close_matches(camera, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"env.cameras: expected some of {sorted(known)}, got {camera!r}; nearest: {nearest}")
 
     def _state(self) -> Float:
         position, matrix = self.pose()

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from envs.mujoco_range import require_supported_mujoco
 from envs.osc_arm import DELTA, OscArm, numpy_seeded
-from envs.robosuite_tasks import INSTRUCTIONS, check_task, progress, widen_placement
+from envs.robosuite_tasks import INSTRUCTIONS, check_robot, check_task, progress, widen_placement
 from vla_runtime.interfaces import Policy
 from vla_runtime.types import Outcome
 
@@ -76,11 +75,7 @@ class Robosuite(OscArm):
         self._instruction = self._spec.tasks[0]
         self._raw = _build(task_class, robot, self.control, rate_hz=round(1.0 / self._spec.period))
         widen_placement(self._raw, widen)
-        known = self._raw.sim.model.camera_names
-        for camera in cameras:
-            if camera not in known:
-                nearest = get_close_matches(camera, known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"env.cameras: expected some of {sorted(known)}, got {camera!r}; nearest: {nearest}")
+        self._check_cameras()
 
     def reset(self, seed: int, task: int, episode: int) -> Mapping[str, object]:
         if task != 0:
@@ -109,12 +104,8 @@ class Robosuite(OscArm):
 def _build(task_class: str, robot: str, control: str, rate_hz: int) -> Any:
     """The raw environment, without cameras of its own: `OscArm` renders when asked."""
     import robosuite
-    from robosuite.robots import ROBOT_CLASS_MAPPING
 
-    if robot not in ROBOT_CLASS_MAPPING or ROBOT_CLASS_MAPPING[robot].__name__ != "SingleArm":
-        arms = sorted(name for name, kind in ROBOT_CLASS_MAPPING.items() if kind.__name__ == "SingleArm")
-        nearest = get_close_matches(robot, arms, cutoff=0.3) or arms
-        raise ValueError(f"env.robot: expected one of {arms}, got {robot!r}; nearest: {', '.join(nearest)}")
+    check_robot(robot)
     controller = robosuite.load_controller_config(default_controller="OSC_POSE")
     controller["control_delta"] = control == DELTA
     # What the constructor draws is replaced by the first reset; seeded only to leave the caller's generator alone.

@@ -35,6 +35,31 @@ _REFUSED = {
     "TwoArmHandover": "it has two arms",
 }
 
+# Arms of robosuite 1.4 that its own code offers and that cannot be built.
+_REFUSED_ARMS = {
+    "Sawyer": "the supported MuJoCo does not compile its model (the volume of the mesh robot0_head_1 is too small)",
+}
+
+
+def check_robot(robot: str) -> None:
+    """ValueError, with the nearest names, unless `robot` is a single arm that can be built."""
+    from robosuite.robots import ROBOT_CLASS_MAPPING
+
+    if robot in _REFUSED_ARMS:
+        raise ValueError(f"env.robot: {robot} cannot be used here: {_REFUSED_ARMS[robot]}; take one of {arms()}")
+    if robot not in arms():
+        nearest = get_close_matches(robot, arms(), cutoff=0.3) or arms()
+        why = ": it has two arms" if robot in ROBOT_CLASS_MAPPING else ""
+        raise ValueError(f"env.robot: expected one of {arms()}, got {robot!r}{why}; nearest: {', '.join(nearest)}")
+
+
+def arms() -> list[str]:
+    """The single arms that a task can be built with."""
+    from robosuite.robots import ROBOT_CLASS_MAPPING
+
+    single = [name for name, kind in ROBOT_CLASS_MAPPING.items() if kind.__name__ == "SingleArm"]
+    return sorted(set(single) - set(_REFUSED_ARMS))
+
 
 def check_task(task_class: str) -> None:
     """ValueError, with the nearest names, unless `task_class` is a task this environment can offer."""

@@ -14,6 +14,8 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -150,7 +152,7 @@ def save_policy(
         beyond = [key for key, value in weights.items() if not value.isfinite().all()]
         if beyond:
             raise CheckpointError(f"{folder}: expected weights that fp16 can say, got others in {beyond[:3]}")
-        save_file(weights, str(part / WEIGHTS))
+        _write_weights(weights, part / WEIGHTS)
         write_json(part / CONFIG, document)
         # Before the old one goes.
         sync(part / WEIGHTS)
@@ -161,6 +163,15 @@ def save_policy(
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(weights, str(path))
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
 
 

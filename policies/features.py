@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from policies.batch import Batch
 from policies.samples import Samples
-from vla_runtime.disk import publish
+from vla_runtime.disk import publish, through_python
 
 _BATCH = 64
 _log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class CachedFeatures:
             for index, values in reversed(list(enumerate(self._kept))):
                 # Another run may be making the same.
                 part = keep / f".{said}-{index}.{os.getpid()}.part"
-                with part.open("wb") as file:
+                with through_python(part) as file:
                     np.save(file, values.numpy())
                 publish(part, keep / f"{said}-{index}.npy")
 

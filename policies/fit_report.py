@@ -1,6 +1,6 @@
-"""How well a tokenizer can say the recorded chunks at all, before any network learns to.
+"""What normalising cuts off the recorded rows, and how well a tokenizer encodes their chunks, before any training.
 
-A policy cannot be better than the tokens it speaks in. BEAST's rule for the number of basis functions
+A policy cannot be better than its ranges and tokens. BEAST's rule for the number of basis functions
 (arXiv 2506.06072, section 5): the smallest for which the normalised mean squared error falls below 0.01.
 """
 
@@ -16,11 +16,56 @@ from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.validation import binary_dimensions
 from vla_runtime.spline import MIN_FREE
-from vla_runtime.transforms import Normalise
-from vla_runtime.types import ActionSpec
+from vla_runtime.transforms import CONSTANT, Normalise
+from vla_runtime.types import ActionSpec, StateSpec
 
 # BEAST's threshold for the normalised mean squared error.
 GOOD_ENOUGH = 0.01
+
+
+def range_report(rows_FD: NDArray[np.float32], spec: ActionSpec | StateSpec, normalise: Normalise) -> dict[str, Any]:
+    """Which of the rows [F, D] lie beyond the range that is kept.
+
+    cut: for each dimension with such rows, by its name, how many (rows, share), the range kept (low, high), the
+    furthest value, and how many times as far from the range's middle as its ends it lies (None where it is a point).
+    constant: names of the dimensions that are taken as constant.
+    """
+    low, high = normalise.low.astype(np.float64), normalise.high.astype(np.float64)
+    middle, half = (low + high) / 2, (high - low) / 2
+    constant = high <= low
+    # Rounding, and what never varied more than it, is not cut.
+    slack = np.where(constant, CONSTANT, 1e-6 * half)
+    cut: dict[str, Any] = {}
+    for index, name in enumerate(_names(spec)):
+        away = np.abs(rows_FD[:, index] - middle[index])
+        beyond = int(np.count_nonzero(away > half[index] + slack[index]))
+        if beyond:
+            furthest = int(np.argmax(away))
+            cut[name] = {
+                "rows": beyond,
+                "share": beyond / len(rows_FD),
+                "low": float(low[index]),
+                "high": float(high[index]),
+                "furthest": float(rows_FD[furthest, index]),
+                "times_as_far": None if constant[index] else float(away[furthest] / half[index]),
+            }
+    return {"cut": cut, "constant": [name for name, one in zip(_names(spec), constant, strict=True) if one]}
+
+
+def range_text(what: str, report: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """A range report in lines, for the log: what is worth a warning (rows cut by half and more), and the rest."""
+    warnings: list[str] = []
+    notes: list[str] = []
+    for name, one in report["cut"].items():
+        line = (
+            f"{what} {name}: {one['rows']} rows ({one['share']:.2%}) lie beyond the range [{one['low']:.4g}, "
+            f"{one['high']:.4g}] that is kept and are cut to it, the furthest from {one['furthest']:.4g}"
+        )
+        far = one["times_as_far"] is None or one["times_as_far"] > 2
+        (warnings if far else notes).append(line)
+    if report["constant"]:
+        notes.append(f"{what}: taken as constant, since it hardly varies: {', '.join(report['constant'])}")
+    return warnings, notes
 
 
 def fit_report(
@@ -112,5 +157,5 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _names(action: ActionSpec) -> list[str]:
-    return [f"{group.name}.{dim}" for group in action.groups for dim in group.dims]
+def _names(spec: ActionSpec | StateSpec) -> list[str]:
+    return [f"{group.name}.{dim}" for group in spec.groups for dim in group.dims]

@@ -6,6 +6,7 @@ into the weights when a checkpoint is written, so that a checkpoint is the same 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ class Lora:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"lora.rank: expected at least 0 (0: no adapters), got {self.rank}")
+        if type(self.rank) is not int or self.rank < 0:
+            raise ValueError(f"lora.rank: expected a whole number of at least 0 (0: no adapters), got {self.rank!r}")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"lora.alpha: expected a number above 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout: expected a share in [0, 1), got {self.dropout}")
 

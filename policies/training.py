@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,85 +25,14 @@ from policies.batch import Batch, Committed
 from policies.checkpoint import save_policy
 from policies.features import CachedFeatures, Features, FrozenTrunk
 from policies.memory import estimate
-from policies.samples import FreshSamples, Samples, augmented, drawn_committed
+from policies.recipe import Recipe
+from policies.samples import FreshSamples, Samples, drawn_committed
+from policies.training_state import Progress, restore, save
 from policies.validation import validate
 from policies.vla import VLAPolicy
-from vla_runtime.disk import plain, replacing
+from vla_runtime.disk import plain
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train. Steps are updates; warmup and the EMA's horizon are in updates, too; rates are shares.
-
-    freeze_trunk: leave the trunk as it is and train the rest on its features, computed once for `feature_copies`
-    augmented versions of every sample. gradient_checkpointing: compute activations again in the backward pass
-    instead of keeping them. overfit: learn this many samples by heart, as they are, and validate on the same; None: no.
-    """
-
-    steps: int = 6000
-    batch_size: int = 64
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-4
-    warmup: int = 300
-    clip: float = 1.0
-    ema: float = 0.999
-    accumulate: int = 1
-    precision: str = "no"
-    seed: int = 0
-    held_out: float = 0.05
-    validate_every: int = 500
-    validate_samples: int = 128
-    save_every: int = 500
-    state_noise: float = 0.02
-    state_dropout: float = 0.2
-    augment: bool = True
-    max_committed: int = 8
-    freeze_trunk: bool = False
-    feature_copies: int = 4
-    gradient_checkpointing: bool = False
-    overfit: int | None = None
-
-    def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "accumulate", "validate_every", "save_every", "validate_samples")
-        for name in (*positive, "feature_copies"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.overfit is not None and self.overfit < 1:
-            raise ValueError(f"overfit: expected at least 1, or null, got {self.overfit}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema: expected a share in [0, 1), got {self.ema}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out: expected a share in (0, 1), got {self.held_out}")
-
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a hundredth; a factor of the learning rate."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-    def augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch as training sees it."""
-        if not self.augment or self.overfit:
-            return batch
-        return augmented(batch, generator, self.state_noise, self.state_dropout)
-
-    def chosen(self, samples: Samples) -> tuple[list[int], list[int]]:
-        """Indices of the samples to learn from, and of those to validate on. ValueError for a set that has too few."""
-        if self.overfit:
-            if self.overfit > len(samples):
-                raise ValueError(f"overfit: expected at most the data's {len(samples)} samples, got {self.overfit}")
-            few = _spread(range(len(samples)), self.overfit)
-            return few, few
-        training, held_out = samples.split(self.held_out, self.seed)
-        return training.tolist(), _spread(held_out.tolist(), self.validate_samples)
-
-
-def _spread(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the values, at even distances."""
-    return [values[i] for i in np.linspace(0, len(values) - 1, min(len(values), count)).round().astype(int)]
 
 
 class Learner(nn.Module):
@@ -117,14 +46,6 @@ class Learner(nn.Module):
     def forward(self, batch: Batch | Features, actions_BTA: Tensor, committed: Committed | None) -> Tensor:
         loss: Tensor = self.head.loss(self._asked[0], batch, actions_BTA, committed)  # type: ignore[operator]
         return loss
-
-
-@dataclass(slots=True, eq=False)
-class Progress:
-    """What a run reports: losses of every step, and each validation as {step, l1, ...}."""
-
-    losses: list[float]
-    validations: list[dict[str, float]]
 
 
 def train(
@@ -165,7 +86,7 @@ def train(
     progress = Progress([], [])
     own = plain({"recipe": asdict(recipe), **(settings or {})})
     if resume:
-        _restore(_state_path(folder), learner, optimiser, average, progress, own)
+        restore(folder, learner, optimiser, average, progress, own)
     wrapped, optimiser = accelerator.prepare(learner, optimiser)
     average = {key: value.to(device) for key, value in average.items()}
     training, shown = recipe.chosen(samples)
@@ -211,7 +132,7 @@ def train(
                     curves.add_scalar(f"held_out/{name}", value, done)
             # Whenever there is a new checkpoint there is a state to go on from.
             if validated or done % recipe.save_every == 0:
-                _save(_state_path(folder), learner, optimiser, average, progress, own)
+                save(folder, learner, optimiser, average, progress, own)
                 curves.flush()
         curves.close()
     return progress
@@ -288,59 +209,3 @@ def _validated(
     if figures["l1"] <= best:
         save_policy(folder, policy, head_options, {"step": step, **figures, "recipe": asdict(recipe)})
     learner.load_state_dict(current)
-
-
-def _state_path(folder: Path) -> Path:
-    # Beside the checkpoint, which is replaced as a whole and travels without it.
-    return folder.with_name(f"{folder.name}.training.pt")
-
-
-def _save(
-    path: Path,
-    learner: nn.Module,
-    optimiser: Any,
-    average: dict[str, Tensor],
-    progress: Progress,
-    settings: Mapping[str, Any],
-) -> None:
-    state = {
-        "settings": settings,
-        "learner": learner.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "average": average,
-        "losses": progress.losses,
-        "validations": progress.validations,
-    }
-    with replacing(path) as part:
-        torch.save(state, part)
-
-
-def _restore(
-    path: Path,
-    learner: nn.Module,
-    optimiser: Any,
-    average: dict[str, Tensor],
-    progress: Progress,
-    settings: Mapping[str, Any],
-) -> None:
-    if not path.is_file():
-        raise ValueError(f"resume: expected the training state {path}, got no such file; start over without resume=")
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    if state["settings"] != settings:
-        raise ValueError(f"resume: expected the settings of {path}, got: {_differing(state['settings'], settings)}")
-    learner.load_state_dict(state["learner"])
-    optimiser.load_state_dict(state["optimiser"])
-    average.update(state["average"])
-    progress.losses[:] = state["losses"]
-    progress.validations[:] = state["validations"]
-
-
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found.append(_differing(one, other, f"{prefix}{key}."))
-        elif one != other:
-            found.append(f"{prefix}{key} was {one!r}, is {other!r}")
-    return ", ".join(text for text in found if text)

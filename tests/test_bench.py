@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
+import traceback
 
 import pytest
 
@@ -156,3 +160,22 @@ def test_a_sweep_changes_one_thing_at_a_time_and_is_drawn(tmp_path):
 def test_what_cannot_be_measured_is_named(options, error, message):
     with pytest.raises(error, match=message):
         benched(*options)
+
+
+def test_it_needs_no_pyav():
+    """In a process of its own, which has all that is slow to import from this one."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for name in list(sys.modules):
+                if name.partition(".")[0] in ("vla_runtime", "policies", "av"):
+                    del sys.modules[name]
+            sys.modules["av"] = None
+            for name in ("vla_runtime.bench", "policies.benchmarking"):
+                importlib.import_module(name)
+            code = 0
+        finally:
+            traceback.print_exc()
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

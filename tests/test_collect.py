@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,16 @@ def test_a_strange_folder_and_a_busy_one_are_refused(tmp_path):
         collected(tmp_path, *SMALL)
     with locked(tmp_path / "busy"), pytest.raises(ValueError, match="no other process writes"):
         collected(tmp_path / "busy", *SMALL)
+
+
+def test_a_set_of_another_program_is_left_alone(short, tmp_path):
+    folder = tmp_path / "theirs"
+    shutil.copytree(short[0], folder)
+    (folder / "meta/vla_runtime.json").unlink()
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"got a data set without meta/vla_runtime.json.*choose another out="):
+        collected(folder, *SHORT, "episodes=5")
+    assert contents(folder) == before
 
 
 def test_by_default_it_makes_a_new_folder_under_runs(tmp_path, monkeypatch):

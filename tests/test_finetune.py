@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +16,10 @@ import pytest
 import torch
 from playing import runner
 
+from policies import training
 from policies.checkpoint import load_policy
-from policies.training import _spread
-from vla_runtime import collect, finetune
+from policies.recipe import spread
+from vla_runtime import collect, disk, finetune
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
 from vla_runtime.data.reader import Dataset
@@ -35,12 +39,26 @@ def recorded(tmp_path_factory):
     return out
 
 
+class Code:
+    """What runs code where it is loaded without care."""
+
+    def __reduce__(self):
+        return os.abort, ()
+
+
 def train(recorded, out, *options):
     return finetune.finetune(load("finetune", [f"data={recorded}", f"out={out}", *TINY, *options]))
 
 
 def again(recorded, out, *options):
     return finetune.finetune(load("finetune", [f"data={recorded}", f"resume={out}", *TINY, *options]))
+
+
+@pytest.fixture(scope="module")
+def trained_once(recorded, tmp_path_factory):
+    out = tmp_path_factory.mktemp("once") / "small"
+    train(recorded, out)
+    return out
 
 
 @pytest.mark.parametrize("options", [["head=beast"], ["head=flow", "tokenizer=none"]])
@@ -84,6 +102,9 @@ def test_what_is_known_beforehand_is_written(recorded, tmp_path, caplog):
     with caplog.at_level("INFO"):
         train(recorded, tmp_path / "small")
     report = json.loads((tmp_path / "small.fit.json").read_text())
+    assert report["ranges"]["state"]["cut"] == {}
+    velocities = report["ranges"]["action"]["cut"]
+    assert all(0 < one["share"] <= 0.03 for one in velocities.values())
     assert report["tokens"] == 8 * len(report["dimensions"])
     assert "about" in caplog.text
     assert "at the peak: weights" in caplog.text
@@ -149,12 +170,103 @@ def test_instructions_that_cannot_be_read_are_said_before_training(recorded, tmp
 
 
 def test_an_interruption_says_how_to_go_on(recorded, tmp_path, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
+    stop_at = 1
 
-    monkeypatch.setattr("policies.training._draw", interrupted)
-    with pytest.raises(RuntimeError, match=r"with resume=.*small instead of out="):
+    def interrupted(source, recipe, step, part):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        return draw(source, recipe, step, part)
+
+    draw = training._draw
+    monkeypatch.setattr(training, "_draw", interrupted)
+    with pytest.raises(RuntimeError, match="interrupted; the same command starts over: nothing was saved yet"):
         train(recorded, tmp_path / "small")
+    with pytest.raises(ValueError, match=r"expected the training state .*; begin with out=.*small instead of resume="):
+        again(recorded, tmp_path / "small")
+    stop_at = 2
+    with pytest.raises(RuntimeError, match=r"interrupted; with resume=.*small instead of out=.*small the same command"):
+        train(recorded, tmp_path / "small", "save_every=1")
+    with pytest.raises(RuntimeError, match="interrupted; the same command goes on from what was saved last"):
+        again(recorded, tmp_path / "small", "save_every=1")
+
+
+def test_a_full_disk_says_how_to_go_on(recorded, tmp_path, monkeypatch):
+    sink = disk._Sink
+
+    class Full:
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(disk, "_Sink", lambda file: sink(Full()))
+    with pytest.raises(OSError, match=r"No space left on device; free some, then the same command starts over.*small"):
+        train(recorded, tmp_path / "small", "save_every=1")
+    assert not list(tmp_path.glob(".tmp-*"))
+    # What was validated before the state was saved is kept.
+    with pytest.raises(OSError, match=r"begin with another out=; what was learned so far is in .*other \(init.folder="):
+        train(recorded, tmp_path / "other", "validate_every=1")
+    assert load_policy(tmp_path / "other").spec.horizon == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:10_000]), "cannot be read as one"),
+        (lambda path: path.write_bytes(b""), r"cannot be read as one \(EOFError\)"),
+        (lambda path: torch.save({"a": 1}, path), r"expected \['average', .* got \['a'\]"),
+        (lambda path: torch.save(Code(), path), r"cannot be read as one \(UnpicklingError\)"),
+    ],
+)
+def test_a_state_that_is_none_is_named(trained_once, recorded, change, message):
+    path = trained_once.with_name(f"{trained_once.name}.training.pt")
+    kept = path.read_bytes()
+    change(path)
+    try:
+        with pytest.raises(ValueError, match=message) as caught:
+            again(recorded, trained_once)
+    finally:
+        path.write_bytes(kept)
+    assert str(path) in str(caught.value)
+    assert f"init.folder={trained_once} init.parts=all" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_resume_needs_the_same_data_instructions_included(trained_once, recorded, tmp_path):
+    shutil.copytree(recorded, tmp_path / "reworded")
+    path = tmp_path / "reworded/meta/vla_runtime.json"
+    own = json.loads(path.read_text())
+    own["episodes"][0]["instruction"] = "something else"
+    path.write_text(json.dumps(own))
+    with pytest.raises(ValueError, match=r"expected the settings of .*, got: data was"):
+        again(tmp_path / "reworded", trained_once)
+
+
+def test_one_of_the_cameras_is_enough(recorded, tmp_path):
+    line, _ = train(recorded, tmp_path / "small", "cameras=[hand]", "head=regression", "tokenizer=none")
+    policy = load_policy(line["checkpoint"])
+    assert [camera.name for camera in policy.spec.cameras] == ["hand"]
+    assert policy.backbone.config.cameras == ("hand",)
+    row = runner("env=reach", "env.size=16", f"policy={line['checkpoint']}", "seed=3")(Job(0, 0))
+    assert row["error"] is None
+    with pytest.raises(ValueError, match=r"expected some of \['overhead', 'hand'\], each once, got \['wrist'\]"):
+        train(recorded, tmp_path / "other", "cameras=wrist")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("clip=-1", "clip=0", "learning_rate=0", "learning_rate=nan", "state_dropout=2", "state_noise=-1", "seed=-1"),
+        *("executed=1.5", "executed=0", "observation_offsets=[-0.5,0]", "weight_decay=-1", "warmup=-1", "steps=2.5"),
+        *("precision=fp64", "lora.alpha=0", "overfit=0", "max_committed=-1"),
+    ],
+)
+def test_ranges_are_checked_before_data_are_read(tmp_path, option):
+    name, _, value = option.partition("=")
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*, got '?{re.escape(value[:3])}") as caught:
+        train(tmp_path / "there is none", tmp_path / "small", option)
+    assert "data set" not in str(caught.value)
 
 
 def test_arguments(recorded, tmp_path):
@@ -176,7 +288,7 @@ def test_what_is_pinned_stays_and_what_was_learned_follows_it(recorded, tmp_path
     assert policy.spec.pins
     dataset = Dataset(recorded, policy.spec.horizon)
     session, errors = policy.begin(0), []
-    for index in _spread(range(len(dataset)), 4):
+    for index in spread(range(len(dataset)), 4):
         seen, learned = dataset.seen(index, (0,)), dataset.answer(index).actions
         for given in (learned[:2], -learned[:2]):
             rows = session.predict(seen, given).actions

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from envs.osc_arm import ABSOLUTE, delta_spec
+from vla_runtime.data.statistics import of_rows
 from vla_runtime.transforms import (
     ROTATIONS,
     Normalise,
@@ -20,7 +21,7 @@ from vla_runtime.transforms import (
     quaternion_from_matrix,
     rot6d_from_matrix,
 )
-from vla_runtime.types import Group, StateSpec
+from vla_runtime.types import ActionSpec, Group, StateSpec
 
 ANGLES = [0.0, 1e-14, 1e-9, 1e-4, 1.0, np.pi - 1e-7, np.pi]
 
@@ -110,6 +111,55 @@ def test_what_moves_seldom_can_still_be_said():
     np.testing.assert_allclose(normalise.backward(normalise.forward(turns)), turns, atol=1e-6)
     never = Normalise.of(delta_spec(), statistics(7, q01=0.0, q99=0.0, min=0.0, max=0.0))
     np.testing.assert_array_equal(never.forward(turns)[:6], np.zeros(6))
+
+
+def one_dimension(kind, values, low=-1.0, high=1.0):
+    """The transform of a data set with these values."""
+    group = Group("joint", ("a",), kind, "rad", (low,), (high,))
+    spec = StateSpec((group,)) if kind == "measured" else ActionSpec((group,))
+    return Normalise.of(spec, of_rows(np.asarray(values, np.float32)[:, None]))
+
+
+@pytest.mark.parametrize("jitter", [0.0, 1e-6, 1e-4, 1e-3, 1e-2])
+def test_rare_large_motion_is_kept(jitter):
+    """0.8 % of the rows turn hard, the rest trembles: quantiles are those of the trembling."""
+    values = np.random.default_rng(0).normal(size=5000) * jitter
+    values[::125] = 0.8
+    normalise = one_dimension("velocity", values)
+    turn = np.array([0.8], np.float32)
+    np.testing.assert_allclose(normalise.backward(normalise.forward(turn)), turn, rtol=1e-6)
+
+
+def test_ordinary_tails_are_cut_as_before():
+    values = np.random.default_rng(0).normal(size=5000) * 0.1
+    normalise = one_dimension("velocity", values)
+    low, high = np.quantile(values, [0.01, 0.99])
+    assert (normalise.low[0], normalise.high[0]) == (pytest.approx(low, rel=1e-5), pytest.approx(high, rel=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "middle", "noise", "high"),
+    [
+        ("measured", 1.0, 1e-7, 3.0),
+        ("absolute", 1.0, 1e-6, np.inf),
+        ("velocity", 0.0, 1e-7, 1.0),
+        ("measured", 4000.0, 2e-4, np.inf),
+        ("measured", 0.02, 1e-7, 0.05),
+    ],
+)
+def test_noise_on_what_stands_still_is_not_blown_up(kind, middle, noise, high):
+    values = middle + np.random.default_rng(0).normal(size=1000) * noise
+    normalise = one_dimension(kind, values, -high, high)
+    near = np.array([[middle - 3 * noise], [middle], [middle + 1e-3]], np.float32)
+    np.testing.assert_array_equal(normalise.forward(near), np.zeros((3, 1)))
+    np.testing.assert_allclose(normalise.backward(normalise.forward(near)), middle, rtol=1e-6, atol=4 * noise)
+
+
+@pytest.mark.parametrize(("width", "high"), [(1e-3, np.inf), (1e-3, 1000.0), (1e-5, 0.04), (2.0, 3.0)])
+def test_small_motion_is_motion(width, high):
+    values = np.linspace(0, width, 100)
+    normalise = one_dimension("absolute", values, -high, high)
+    np.testing.assert_allclose(normalise.forward(np.array([0, width], np.float32)), [-1, 1], atol=1e-6)
 
 
 def test_what_never_varied_comes_back():

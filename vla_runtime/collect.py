@@ -8,7 +8,6 @@ where it stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import sys
@@ -23,7 +22,8 @@ from rich.progress import Progress
 from vla_runtime.compose import BadArguments, build_env, load, main, select_tasks
 from vla_runtime.data import schema
 from vla_runtime.data.assembly import Tally, assemble, last_line, read_tally
-from vla_runtime.data.attempts import Attempter, Job, action_specs, start_attempter
+from vla_runtime.data.attempts import Attempter, Job, action_specs, recorded_spec, start_attempter
+from vla_runtime.data.opening import read_own
 from vla_runtime.data.unfinished import PARTS, require_same, save_settings, saved_settings, settings
 from vla_runtime.disk import locked
 from vla_runtime.evaluation.workers import run_jobs
@@ -52,8 +52,13 @@ def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     out = _folder(config)
     with locked(out):
         if (out / schema.INFO).is_file():
-            own = json.loads((out / schema.OWN).read_text())
-            require_same(out, own["collect"], settings(config))
+            if not (out / schema.OWN).is_file():
+                raise ValueError(
+                    f"out={out}: expected an empty folder or one begun by this command, got a data set without "
+                    f"{schema.OWN}, which this command writes; choose another out="
+                )
+            own = read_own(out)[0]
+            require_same(out, own.get("collect", {}), settings(config))
             shutil.rmtree(out / PARTS, ignore_errors=True)
             _log.info("%s holds this data set already", out)
             return last_line(own, out), 0
@@ -61,7 +66,7 @@ def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         # The environment is built here once for what it says of itself, and anew in every process.
         env = build_env(config["env"])
         try:
-            spec, actions = env.spec, action_specs(env)
+            spec, actions = recorded_spec(env.spec, config), action_specs(env)
         finally:
             env.close()
         schema.features(spec, actions, config["images"])

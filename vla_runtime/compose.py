@@ -2,21 +2,19 @@
 
 It composes `configs/<command>.yaml` with the user's overrides, names the nearest option for a wrong one,
 builds what `_target_` names, and turns every ending of a command into an exit code and one last line of
-JSON. No DictConfig leaves this file. Configs of other packages take part through the entry point group
-`vla_runtime.configs`, whose values name packages with a `configs` folder.
+JSON. No DictConfig leaves this file. What is typed is made ready by `arguments`, and where the YAML lies is
+`config_files`' to know.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 import logging
 import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,22 +24,38 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from vla_runtime.arguments import MAPS, BadArguments, at_home, check, named, quoted, unknown, written
+from vla_runtime.config_files import configs_folder, defaults, describe, options, plugin_folders
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.types import ActionSpec, EnvSpec
+
+__all__ = [
+    "BAD_ARGUMENTS",
+    "FAILED",
+    "OK",
+    "BadArguments",
+    "Config",
+    "Result",
+    "build",
+    "build_env",
+    "build_policy",
+    "configs_folder",
+    "control_for",
+    "describe",
+    "load",
+    "main",
+    "options",
+    "select_tasks",
+]
 
 Config = dict[str, Any]
 Result = tuple[dict[str, Any], int]
 
-ENTRY_POINTS = "vla_runtime.configs"
 OK, FAILED, BAD_ARGUMENTS = 0, 1, 2
 
 _log = logging.getLogger(__name__)
-
-
-class BadArguments(ValueError):
-    """What the user typed makes no sense; the message names the nearest right thing. Commands exit 2."""
 
 
 def main(command: str, run: Callable[[Config], Result], positional: Sequence[str] = ()) -> NoReturn:
@@ -56,7 +70,7 @@ def main(command: str, run: Callable[[Config], Result], positional: Sequence[str
         sys.stdout.write(describe(command))
         sys.exit(OK)
     try:
-        config = load(command, _name_bare_words(arguments, positional))
+        config = load(command, named(arguments, positional))
         result, code = run(config)
     except BadArguments as error:
         result, code = {"error": str(error)}, BAD_ARGUMENTS
@@ -74,7 +88,7 @@ def main(command: str, run: Callable[[Config], Result], positional: Sequence[str
 
 def load(command: str, overrides: Sequence[str] = ()) -> Config:
     """The composed config of a command as plain values; `choices` in it names what each group was set to."""
-    parsed = [_parse(text) for one in overrides for text in _as_folder(one)]
+    parsed = _parsed(command, [text for one in overrides for text in _as_folder(one)])
     with initialize_config_dir(str(configs_folder()), version_base="1.3"):
         _check_choices(command, parsed)
         texts = [_search_path(), *(override.input_line or "" for override in parsed)]
@@ -87,54 +101,14 @@ def load(command: str, overrides: Sequence[str] = ()) -> Config:
         del composed["hydra"]
         try:
             config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise BadArguments(f"an option without default needs a value: {error.full_key}=") from error
         except OmegaConfBaseException as error:
-            raise BadArguments(f"an option without default needs a value: {error}") from error
+            raise BadArguments(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(config, dict)
     if "folder" in (config.get("policy") or {}):
         choices["policy"] = str(config["policy"]["folder"])
     return {**{str(key): value for key, value in config.items()}, "choices": choices}
-
-
-def configs_folder() -> Path:
-    """Where the YAML lies: inside the installed package, else beside it in a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def options(group: str) -> list[str]:
-    """The names a config group can be set to, those of installed plug-ins included."""
-    return sorted({path.stem for folder in _config_folders() for path in (folder / group).glob("*.yaml")})
-
-
-def describe(command: str) -> str:
-    """The text of --help: the command's options as its YAML states them, and what each group offers."""
-    text = (configs_folder() / f"{command}.yaml").read_text()
-    groups = re.findall(r"^ +- +(\w+):", text, re.M)
-    lines = [f"python -m vla_runtime.{command} [option=value ...]", ""]
-    lines += [line for line in text.splitlines() if not re.match(r"^(defaults:| +- )", line)]
-    for group in groups:
-        lines += ["", f"{group}=   one of: " + ", ".join(options(group))]
-        for path in sorted(path for folder in _config_folders() for path in (folder / group).glob("*.yaml")):
-            lines += [f"  {group}={path.stem}", *_described(path.read_text(), group)]
-    return "\n".join(lines) + "\n"
-
-
-def _described(text: str, group: str) -> list[str]:
-    """The options that a group's YAML states, each with the comment above it."""
-    lines, comment = [], ""
-    if text.startswith("# @package _global_"):
-        # Sets options of several groups, and has none of its own: its first comment says what it is.
-        return [f"    {text.splitlines()[1].lstrip('# ')}"]
-    for line in text.splitlines():
-        match = re.match(r"^(\w+): *(.*)$", line)
-        if line.startswith("#"):
-            comment = f"{comment} {line.lstrip('# ')}".strip()
-        elif match and match[1] != "_target_":
-            lines.append(f"    {group}.{match[1]}={match[2]}".ljust(40) + f"  {comment}".rstrip())
-            comment = ""
-        else:
-            comment = ""
-    return lines
 
 
 def build(values: Config, *arguments: Any) -> Any:
@@ -201,8 +175,8 @@ def select_tasks(name: str, tasks: Sequence[str], wanted: Sequence[int | str] | 
         else:
             near = difflib.get_close_matches(str(task), tasks, 3, 0.3)
             raise BadArguments(
-                f"env.tasks: expected indices 0 to {len(tasks) - 1} or instructions of {name}, got {task!r}"
-                + (f"; nearest: {near}" if near else "")
+                f"env.tasks: expected indices 0 to {len(tasks) - 1} or instructions of {name}, several as [a, b], "
+                f"got {task!r}" + (f"; nearest: {near}" if near else "")
             )
     if len(set(chosen)) != len(chosen) or not chosen:
         raise BadArguments(f"env.tasks: expected different tasks, at least one, got {wanted}")
@@ -213,61 +187,76 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _name_bare_words(arguments: Sequence[str], positional: Sequence[str]) -> list[str]:
-    named, free = [], list(positional)
-    for argument in arguments:
-        if "=" in argument and re.match(r"^[\w./@+~-]+=", argument):
-            named.append(argument)
-        elif free:
-            named.append(f"{free.pop(0)}={argument}")
-        else:
-            raise BadArguments(f"expected option=value, got {argument!r}; --help lists the options")
-    return named
-
-
 def _as_folder(text: str) -> list[str]:
     """`policy=<folder>` as the policy that is loaded from it; anything else as it is."""
     key, _, value = text.partition("=")
-    if key == "policy" and value not in options("policy") and ("/" in value or Path(value).is_dir()):
+    if key == "policy" and value not in options("policy") and ("/" in value or Path(at_home(value)).is_dir()):
         return ["policy=checkpoint", f"policy.folder={value}"]
     return [text]
+
+
+def _parsed(command: str, texts: Sequence[str]) -> list[Override]:
+    """The overrides that `texts` stand for. BadArguments for one that is none, or of the wrong kind."""
+    chosen = dict(text.partition("=")[::2] for text in texts if text.partition("=")[0].isidentifier())
+    known = defaults(command, {key: name for key, name in chosen.items() if options(key) and key != command})
+    return [override for text in texts for override in _overrides(text, known)]
+
+
+def _overrides(text: str, known: Mapping[str, Any]) -> list[Override]:
+    name, equals, value = text.partition("=")
+    key = name.lstrip("+~")
+    default = _stated(known, key)
+    outer = key.rpartition(".")[0]
+    if name.startswith("~"):
+        if not equals and outer in MAPS:
+            return [_parse(text)]
+        raise BadArguments(f"{text}: expected a map's entry to take away, as ~{MAPS[0]}.<its name>, got another option")
+    if key.partition(".")[0] == "hydra":
+        raise BadArguments(unknown(key, ()))
+    if options(key):
+        return [_parse(text)]
+    if key in MAPS and isinstance(default, dict):
+        override = _parse(f"++{key}={value}")
+        if not isinstance(override.value(), dict):
+            raise BadArguments(f"{key}: expected a map {{<name>: <value>, ...}}, got {value!r}")
+        # hydra would add to what is there; a map that is given is meant as it is.
+        return [_parse(f"~{key}"), override]
+    if outer in MAPS and isinstance(_stated(known, outer), dict):
+        # What is not there yet is added.
+        name = f"++{key}"
+    elif name.startswith("+") and not name.startswith("++") and default is not None:
+        raise BadArguments(f"{text}: expected an option that is not there yet, got {key!r}; leave out the +")
+    override = _parse(f"{name}={written(key, value, default)}")
+    check(key, override.value(), default)
+    return [override]
+
+
+def _stated(known: Mapping[str, Any], key: str) -> Any:
+    """The value that the YAML states for an option; None where it states null or nothing."""
+    value: Any = known
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _parse(text: str) -> Override:
     parser = OverridesParser.create()
     try:
-        return parser.parse_override(text)
+        override = parser.parse_override(text)
+        if not override.is_sweep_override():
+            return override
     except HydraException:
-        # Paths and free text need no quotes on our command lines.
-        key, _, value = text.partition("=")
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        try:
-            return parser.parse_override(f"{key}='{quoted}'")
-        except HydraException as error:
-            raise BadArguments(f"expected option=value, got {text!r}: {error}") from error
-
-
-def _config_folders() -> list[Path]:
-    return [configs_folder(), *_plugin_folders()]
-
-
-def _plugin_folders() -> list[Path]:
-    folders = []
-    for point in entry_points(group=ENTRY_POINTS):
-        found = importlib.util.find_spec(point.value)
-        places = list(found.submodule_search_locations or []) if found else []
-        folder = Path(places[0]) / "configs" if places else None
-        if folder is None or not folder.is_dir():
-            raise ImportError(
-                f"entry point {point.name!r} in group {ENTRY_POINTS}: expected the name of a package with a "
-                f"configs folder, got {point.value!r}"
-            )
-        folders.append(folder)
-    return folders
+        pass
+    # What hydra cannot read, and what it would take for several values, is text.
+    key, _, value = text.partition("=")
+    try:
+        return parser.parse_override(f"{key}={quoted(value)}")
+    except HydraException as error:
+        raise BadArguments(f"expected option=value, got {text!r}; --help lists the options") from error
 
 
 def _search_path() -> str:
-    places = ",".join(f"'file://{folder}'" for folder in _plugin_folders())
+    places = ",".join(f"'file://{folder}'" for folder in plugin_folders())
     return f"hydra.searchpath=[{places}]"
 
 
@@ -295,9 +284,9 @@ def _explain(command: str, parsed: Sequence[Override], error: Exception) -> str:
         key = override.key_or_group
         if override in groups or key in known:
             continue
-        near = difflib.get_close_matches(key, known, 3, 0.4)
-        return f"unknown option {key!r}" + (f"; nearest: {', '.join(near)}" if near else "; --help lists the options")
-    return str(error)
+        return unknown(key, known)
+    # The lines that follow advise what hydra's own commands take.
+    return f"expected options as --help lists them: {str(error).splitlines()[0]}"
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:

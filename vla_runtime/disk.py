@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,6 +35,40 @@ def publish(temporary: Path, path: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+class _Sink:
+    """A file that is only written, and remembers what the disk said first."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextmanager
+def through_python(path: Path) -> Iterator[Any]:
+    """A new file to hand to a library that turns errors of the disk into errors of its own: OSError all the same.
+
+    It has `write` and `flush` alone.
+    """
+    with path.open("wb") as file:
+        sink = _Sink(file)
+        try:
+            yield sink
+        except Exception:
+            if sink.error is not None:
+                raise OSError(sink.error.errno, sink.error.strerror, str(path)) from sink.error
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,7 +27,9 @@ def finetune(config: Config) -> Result:
         raise BadArguments("out, resume: expected one of them, out= for a new checkpoint or resume= to go on with one")
     out = Path(config["resume"] or config["out"])
     if config["resume"] is None and out.exists():
-        raise BadArguments(f"out={out}: expected a new folder, got one that exists; resume={out} goes on with it")
+        raise BadArguments(
+            f"out={out}: expected a new folder, got one that exists; choose another, or go on with resume={out}"
+        )
     rate = TextColumn("{task.fields[rate]:.2f} steps/s")
     columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), rate)
     clock = SystemClock()
@@ -54,10 +56,8 @@ def finetune(config: Config) -> Result:
         try:
             answer: dict[str, Any] = build({**config["trainer"], "_partial_": True})(config, on_step)
         except KeyboardInterrupt as error:
-            raise RuntimeError(
-                f"interrupted; with resume={out} instead of out={out} the same command goes on from what was saved "
-                "last (save_every=), or starts over if nothing was"
-            ) from error
+            # Before the trainer could say what was saved.
+            raise RuntimeError("interrupted before training began; run the same command again") from error
     return answer, 0
 
 

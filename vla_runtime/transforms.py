@@ -16,6 +16,13 @@ from vla_runtime.types import ActionSpec, Float, SpecMismatch, StateSpec
 
 Array = NDArray[np.float64]
 
+# How many times as far as its quantiles a delta or velocity goes that is rare motion, which quantiles would cut away.
+FAR = 5.0
+# Share of a dimension's range, or of one unit, below which its values are taken as one.
+CONSTANT = 1e-4
+# How many roundings of float32 apart values are still taken as one.
+_ROUNDINGS = 8
+
 
 def matrix_from_rot6d(rot6d: ArrayLike) -> Array:
     """[6] -> [3, 3] by Gram-Schmidt; ValueError when the two columns are parallel or zero."""
@@ -178,9 +185,11 @@ class Normalise:
 
         Quantiles for deltas and velocities, whose outliers would stretch the range; extremes for absolute goals,
         where the lowest point of a reach is what matters and not an outlier, and for states, whose rarest values
-        say most: fingers that closed on nothing are beyond the quantiles of those that hold; and for what moves in less
-        than a hundredth of all rows. Binary dimensions pass through. SpecMismatch when statistics are missing or of
-        another size.
+        say most: fingers that closed on nothing are beyond the quantiles of those that hold. Extremes, too, for deltas
+        and velocities that go FAR times as far from the middle of the quantiles as these do, or where these are equal:
+        that is rare motion, and the quantiles are those of noise. What varies less than CONSTANT of its range (of one
+        unit, where that is less) or than float32 tells apart is taken as constant. Binary dimensions pass through.
+        SpecMismatch when statistics are missing or of another size.
         """
         found = {}
         for key in ("min", "max", "q01", "q99"):
@@ -192,15 +201,19 @@ class Normalise:
             if found[key].shape != (spec.size,):
                 raise SpecMismatch(f"statistics {key!r}: expected {spec.size} numbers, got {found[key].shape[0]}")
         low, high = found["q01"].copy(), found["q99"].copy()
-        # What moves so seldom that quantiles see nothing of it does move.
-        seldom = (low == high) & (found["min"] < found["max"])
-        low[seldom], high[seldom] = found["min"][seldom], found["max"][seldom]
+        middle, half = (low + high) / 2, (high - low) / 2
+        rare = np.maximum(found["max"] - middle, middle - found["min"]) > FAR * half
+        low[rare], high[rare] = found["min"][rare], found["max"][rare]
         for group in spec.groups:
             part = spec.slices[group.name]
             if group.kind in ("absolute", "measured"):
                 low[part], high[part] = found["min"][part], found["max"][part]
             elif group.kind == "binary":
                 low[part], high[part] = spec.low[part], spec.high[part]
+        least = CONSTANT * np.minimum(spec.high - spec.low, 1)
+        least = np.maximum(least, _ROUNDINGS * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)))
+        constant = high - low < least
+        low[constant] = high[constant] = ((low + high) / 2)[constant]
         return cls(low, high)
 
     def forward(self, values: Float) -> Float:

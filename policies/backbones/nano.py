@@ -54,7 +54,10 @@ class NanoConfig:
                 f"nano: expected image_size a multiple of {_STRIDE} up to {_CELLS * _STRIDE}, got {self.image_size}"
             )
         if not self.cameras or len(self.cameras) > 2:
-            raise ValueError(f"nano: expected one or two cameras, got {list(self.cameras)}")
+            some = list(self.cameras[:2]) or ["a", "b"]
+            raise ValueError(
+                f"nano: expected one or two cameras, got {list(self.cameras)}; choose with cameras=[{','.join(some)}]"
+            )
 
 
 class Nano(nn.Module):

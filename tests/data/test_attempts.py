@@ -27,6 +27,19 @@ def test_image_stride(tmp_path):
     assert [some.row(i) for i in range(2)] == [0, 4]
 
 
+def test_some_cameras_are_enough(tmp_path):
+    both = collected(tmp_path / "both", *SMALL, "env.tasks=[0]", "episodes=1")
+    one = collected(tmp_path / "one", *SMALL, "env.tasks=[0]", "episodes=1", "cameras=[hand]")
+    assert one["frames"] == both["frames"]
+    data = Dataset(tmp_path / "one", horizon=1)
+    assert [camera.name for camera in data.contract.cameras] == ["hand"]
+    assert "observation.images.overhead" not in data.features
+    images = [Dataset(tmp_path / name, 1)[2][0].images["hand"] for name in ("one", "both")]
+    assert np.array_equal(*images)
+    with pytest.raises(ValueError, match=r"cameras: expected some of \['overhead', 'hand'\], .*; reach has these"):
+        collected(tmp_path / "other", *SMALL, "cameras=[wrist]")
+
+
 def test_recover_records_the_answer_and_not_what_was_executed(tmp_path):
     collected(tmp_path / "set", *SMALL, "env.tasks=[0]", "episodes=6", "recover=true", "perturbation.wrong_start=1.0")
     data = Dataset(tmp_path / "set", horizon=1)

@@ -1,6 +1,7 @@
 """What is read back: exactly what was written, and nothing of a damaged set."""
 
 import io
+import json
 import pickle
 import shutil
 
@@ -99,12 +100,27 @@ def test_video_images_are_close_and_in_order(video):
         assert error.mean() < 3
     again = pickle.loads(pickle.dumps(data))
     assert np.array_equal(again[4][0].images["front"], data[4][0].images["front"])
-    with pytest.raises(ValueError, match="expected a frame 18, got a file without it"):
+    with pytest.raises(ValueError, match=r"expected a frame 18, at 0.9 s, got a video without"):
         FrameReader(video.folder / "videos/observation.images.front/chunk-000/file-000.mp4", 20).read(18)
 
 
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-200])
+
+
+def _video(folder):
+    return folder / "videos/observation.images.front/chunk-000/file-000.mp4"
+
+
+def _change(folder, name, **values):
+    path = folder / f"meta/{name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def _facts(folder, key, value):
+    episodes = json.loads((folder / "meta/vla_runtime.json").read_text())["episodes"]
+    episodes[1][key] = value
+    _change(folder, "vla_runtime", episodes=episodes)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +131,19 @@ def _cut(path):
         (lambda folder: (folder / "meta/vla_runtime.json").unlink(), "written by vla_runtime.collect"),
         (lambda folder: _cut(folder / "meta/vla_runtime.json"), "got a file that is not JSON"),
         (lambda folder: shutil.rmtree(folder / "meta/episodes"), "episode records in meta/episodes, got no file"),
+        (lambda folder: _cut(_video(folder)), "a whole video videos/.*file-000.mp4, got a file cut short"),
+        (lambda folder: _video(folder).write_bytes(b""), "a whole video videos/.*file-000.mp4, got an empty file"),
+        (lambda folder: _change(folder, "info", fps=0), "fps above 0 in meta/info.json, got 0"),
+        (lambda folder: _change(folder, "info", fps=10), "fps in meta/info.json as rate_hz of the contract .* got 10"),
+        (lambda folder: _change(folder, "info", features=None), "features with dtype, .* in meta/info.json, got None"),
+        (lambda folder: _change(folder, "info", total_frames="18"), "total_frames of at least 1 .* got '18'"),
+        (
+            lambda folder: _change(folder, "vla_runtime", episodes=None),
+            "episodes in meta/vla_runtime.json, got NoneType",
+        ),
+        (lambda folder: _facts(folder, "instruction", None), r"instruction \(str\) of episode 1 in .*json, got None"),
+        (lambda folder: _facts(folder, "instruction", ""), r"instruction \(str\) of episode 1 in .*json, got ''"),
+        (lambda folder: _facts(folder, "task", "1"), r"task \(int\) of episode 1 in .*json, got '1'"),
         (lambda folder: shutil.rmtree(folder / "videos"), "videos/observation.images.front.*got no such file"),
     ],
 )
@@ -125,6 +154,41 @@ def test_a_damaged_set_is_refused(video, tmp_path, damage, message):
     with pytest.raises(DatasetError, match=message) as caught:
         Dataset(folder, horizon=1)
     assert "restore this file from a copy" in str(caught.value)
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "message"),
+    [
+        ("action", None, "4 finite numbers 'min' of action in meta/stats.json, got none"),
+        ("action", {"min": [0.0]}, "4 finite numbers 'min' of action in meta/stats.json"),
+        ("observation.state", 3, "numbers in meta/stats.json"),
+    ],
+)
+def test_statistics_that_lack_something_are_refused(embedded, tmp_path, feature, values, message):
+    folder = tmp_path / "damaged"
+    shutil.copytree(embedded.folder, folder)
+    stats = json.loads((folder / "meta/stats.json").read_text())
+    (folder / "meta/stats.json").write_text(json.dumps({**stats, feature: values or {}}))
+    with pytest.raises(DatasetError, match=message):
+        Dataset(folder, horizon=1).statistics()
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_set_of_another_program_is_not_called_damaged(embedded, tmp_path, version):
+    folder = tmp_path / "foreign"
+    shutil.copytree(embedded.folder, folder)
+    (folder / "meta/vla_runtime.json").unlink()
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    features = {name: one for name, one in features.items() if name not in ("image_fresh", "disturbed")}
+    _change(folder, "info", features=features, codebase_version=version, robot_type="so100")
+    with pytest.raises(DatasetError, match=r"expected meta/vla_runtime.json, which only vla_runtime.collect") as caught:
+        Dataset(folder, horizon=1)
+    told = str(caught.value)
+    assert "another program made it" in told
+    assert "so100" in told
+    assert version in told
+    assert not any(word in told for word in ("delete", "damaged", "restore"))
 
 
 def test_other_folders_are_refused(embedded, tmp_path):
@@ -134,7 +198,7 @@ def test_other_folders_are_refused(embedded, tmp_path):
     shutil.copytree(embedded.folder, folder)
     info = folder / "meta/info.json"
     info.write_text(info.read_text().replace("v3.0", "v2.1"))
-    with pytest.raises(DatasetError, match=r"expected a LeRobot set of version v3.0, got 'v2.1'"):
+    with pytest.raises(DatasetError, match=r"of version v3.0 in meta/info.json, got 'v2.1'; read it with the version"):
         Dataset(folder, horizon=1)
 
 
@@ -148,9 +212,13 @@ def test_an_unfinished_set_names_the_command_that_finishes_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"horizon": 0}, "horizon: expected at least 1, got 0"),
+        ({"horizon": 0}, "horizon: expected a whole number of at least 1, got 0"),
         ({"horizon": 1, "control": "velocity"}, r"control: expected one of \[None, 'delta', 'absolute'\]"),
-        ({"horizon": 1, "cameras": ("top",)}, r"cameras: expected some of \['front', 'hand'\], got 'top'"),
+        (
+            {"horizon": 1, "cameras": ("top",)},
+            r"cameras: expected some of \['front', 'hand'\], each once, got \['top'\]",
+        ),
+        ({"horizon": 1, "cameras": ("hand", "hand")}, r"each once, got \['hand', 'hand'\]"),
     ],
 )
 def test_arguments_that_the_set_cannot_serve(embedded, arguments, message):
@@ -165,5 +233,28 @@ def test_an_image_that_is_damaged_or_16_bit_is_named_with_its_place(embedded, mo
     whole = encode_png(embedded.episodes[0].images["front"][0])
     for stored, reason in ((whole[:20], "got OSError: Truncated"), (buffer.getvalue(), "got 16 bits a channel")):
         monkeypatch.setattr(Pictures, "_bytes", lambda *_, stored=stored: pa.array([stored] * 18))
-        with pytest.raises(ValueError, match=rf"camera '\w+', episode 0, row 2: expected .* {reason}"):
+        expected = rf"expected an image of '\w+' in row 2 of episode 0, got one that cannot .* {reason}"
+        with pytest.raises(DatasetError, match=expected):
             data[2]
+
+
+def test_cameras_are_those_that_were_chosen_in_their_order(embedded):
+    both, chosen = Dataset(embedded.folder, 1), Dataset(embedded.folder, 1, cameras=("hand", "front"))
+    assert list(chosen[3][0].images) == ["hand", "front"]
+    assert [camera.name for camera in chosen.contract.cameras] == ["hand", "front"]
+    one = Dataset(embedded.folder, 1, cameras=("hand",))
+    assert list(one[3][0].images) == [camera.name for camera in one.contract.cameras] == ["hand"]
+    assert np.array_equal(one[3][0].images["hand"], both[3][0].images["hand"])
+
+
+def test_the_id_of_the_contents_tells_what_training_sees(embedded, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(embedded.folder, folder)
+    first = Dataset(folder, 3)
+    assert first.contents_id() == Dataset(embedded.folder, 3).contents_id()
+    own = folder / "meta/vla_runtime.json"
+    own.write_text(own.read_text().replace('"drop the cube"', '"throw the cube"'))
+    other = Dataset(folder, 3)
+    assert other.statistics_id() == first.statistics_id()
+    others = (other, Dataset(embedded.folder, 3, control="absolute"), Dataset(embedded.folder, 3, cameras=("hand",)))
+    assert len({one.contents_id() for one in (first, *others)}) == 4

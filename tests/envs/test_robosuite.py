@@ -155,6 +155,10 @@ def test_wrong_actions_name_the_dimension(lift):
         ({"task_class": "Wipe"}, "no gripper"),
         ({"task_class": "PickPlaceSingle"}, "PickPlaceCan"),
         ({"task_class": "Lift", "robot": "Pando"}, "nearest: Panda"),
+        ({"task_class": "Lift", "robot": "Sawyer"}, r"Sawyer cannot be used here: .*; take one of \['IIWA'"),
+        ({"task_class": "Lift", "robot": "Baxter"}, r"expected one of \['IIWA', [^]]*'UR5e'\], got 'Baxter': it"),
+        ({"task_class": "Lift", "cameras": {"agentview": 64}}, r"expected \[height, width\] in pixels, got 64"),
+        ({"task_class": "Lift", "cameras": {"agentview": [64, 0]}}, r"cameras.agentview: expected .* got \[64, 0\]"),
         ({"task_class": "Lift", "control": "velocity"}, "delta or absolute"),
         ({"task_class": "Lift", "cameras": {"agentveiw": [64, 64]}}, "nearest: agentview"),
         ({"task_class": "PickPlaceCan", "widen": 0.02}, "whole bin"),
@@ -166,6 +170,19 @@ def test_bad_options_say_what_was_expected(options, told):
 
     with pytest.raises(ValueError, match=told):
         Robosuite(**options)
+
+
+@pytest.mark.parametrize("robot", ["IIWA", "Jaco", "Kinova3", "UR5e"])
+def test_every_arm_that_is_offered_can_be_built(robot):
+    """The Panda is what all others here are tested with."""
+    from envs.robosuite import Robosuite
+    from envs.robosuite_tasks import arms
+
+    assert set(arms()) == {"IIWA", "Jaco", "Kinova3", "Panda", "UR5e"}
+    env = Robosuite(task_class="Lift", robot=robot, cameras={})
+    env.reset(0, 0, 0)
+    assert env.observe().images == {}
+    env.close()
 
 
 def test_tasks_without_an_expert_list_those_that_have_one(needs_sim):

@@ -8,7 +8,7 @@ from decodes import TWELVE, Eager
 from policies import captured, vla
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.training import Recipe
+from policies.recipe import Recipe
 from policies.untrained import policy_for
 from vla_runtime import collect as command
 from vla_runtime.compose import load

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from policies.features import CachedFeatures
+from policies.recipe import Recipe
 from policies.samples import read_samples
-from policies.training import Learner, Recipe, train
+from policies.training import Learner, train
 
 RECIPE = Recipe(
     steps=6, batch_size=4, warmup=2, validate_every=6, save_every=2, validate_samples=4, max_committed=2,

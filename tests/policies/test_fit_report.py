@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from policies.fit_report import GOOD_ENOUGH, fit_report, report_text, suggested_num_basis, switch_errors
+from policies.fit_report import (
+    GOOD_ENOUGH,
+    fit_report,
+    range_report,
+    range_text,
+    report_text,
+    suggested_num_basis,
+    switch_errors,
+)
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.transforms import Normalise
@@ -66,3 +74,24 @@ def test_switches_are_counted_in_rows():
     answer = np.array([[-1, -1, -1, 1, 1, -1], [-1, -1, -1, -1, -1, -1], [1, 1, 1, 1, 1, 1]], np.float32)[..., None]
     assert switch_errors(truth, truth) == {"switches": 3, "mean_rows": 0.0, "max_rows": 0, "lost": 0}
     assert switch_errors(truth, answer) == {"switches": 3, "mean_rows": 0.5, "max_rows": 1, "lost": 1}
+
+
+def test_rows_beyond_the_range_are_counted():
+    rows = np.zeros((100, 3), np.float32)
+    rows[:, 2] = np.where(np.arange(100) < 50, -1, 1)
+    rows[:3, 0] = [0.6, -0.7, 2.0]
+    rows[0, 1] = 2.0
+    report = range_report(rows, ACTION, UNITS)
+    assert report["constant"] == []
+    (name, cut), *others = report["cut"].items()
+    assert not others
+    assert name == "position.x"
+    assert cut == {"rows": 3, "share": 0.03, "low": -0.5, "high": 0.5, "furthest": 2.0, "times_as_far": 4.0}
+    warnings, notes = range_text("action", report)
+    assert "position.x: 3 rows (3.00%) lie beyond the range [-0.5, 0.5]" in warnings[0]
+    assert not notes
+    flat = range_report(rows[:, :], ACTION, Normalise([0.0, 0.0, -1], [0.0, 4.0, 1]))
+    assert flat["constant"] == ["position.x"]
+    assert (flat["cut"]["position.x"]["rows"], flat["cut"]["position.x"]["times_as_far"]) == (3, None)
+    json.dumps(flat)
+    assert "taken as constant, since it hardly varies: position.x" in range_text("action", flat)[1][0]

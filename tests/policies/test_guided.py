@@ -13,8 +13,9 @@ from playing import runner
 from envs.reach import Reach
 from policies.checkpoint import load_policy, save_policy
 from policies.decoding import Decode
+from policies.recipe import Recipe
 from policies.samples import read_samples
-from policies.training import Recipe, train
+from policies.training import train
 from vla_runtime.control.clock import VirtualClock
 from vla_runtime.control.loop import run
 from vla_runtime.control.planner import Delayed

@@ -12,8 +12,9 @@ from torch import nn
 from envs.reach import Reach
 from policies.checkpoint import load_policy, save_policy
 from policies.lora import Lora, add_adapters, plain_state
+from policies.recipe import Recipe
 from policies.samples import read_samples
-from policies.training import Recipe, train
+from policies.training import train
 
 RECIPE = Recipe(steps=4, batch_size=4, warmup=2, validate_every=4, save_every=4, validate_samples=4, max_committed=2)
 

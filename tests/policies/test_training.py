@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from policies.checkpoint import load_policy
+from policies.recipe import Recipe
 from policies.samples import augmented, drawn_committed, read_samples
-from policies.training import Recipe, train
+from policies.training import train
 
 RECIPE = Recipe(steps=12, batch_size=4, warmup=2, validate_every=6, save_every=4, validate_samples=4, max_committed=2)
 

@@ -108,3 +108,20 @@ def test_one_bag_that_cannot_be_read_is_named_and_the_others_with_it(tmp_path):
         collect(load("collect", [*asked, f"bag={b}", "succeeded=no"]))
     with pytest.raises(BadArguments, match="bag: expected a bag, or several"):
         collect(load("collect", [*asked, "bag=[]"]))
+
+
+def test_some_cameras_of_a_robot_are_enough(tmp_path):
+    """Of the other one the bag holds nothing."""
+    bag = Bag(tmp_path / "bag")
+    for step in range(12):
+        bag.tick(1000 + step * 0.05, step, ("hand",), "gated")
+    bag.end(1000.6)
+    bag.close()
+    contract = tmp_path / "robot.yaml"
+    bag.contract.save(contract)
+    asked = [f"bag={tmp_path / 'bag'}", f"contract={contract}", "images=embedded", "instruction=touch"]
+    line, _ = collect(load("collect", [*asked, "cameras=[hand]", f"out={tmp_path / 'data'}"]))
+    assert line["episodes"] == 1
+    assert list(Dataset(tmp_path / "data", 1)[0][0].images) == ["hand"]
+    with pytest.raises(ValueError, match=r"expected some of \['overhead', 'hand'\], .*; the contract has these"):
+        collect(load("collect", [*asked, "cameras=[wrist]", f"out={tmp_path / 'other'}"]))

@@ -13,6 +13,7 @@ float32 [A]}`; then `action.delta` and `action.absolute` are recorded beside `ac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def action_specs(env: Env) -> dict[str, ActionSpec]:
     """The ActionSpec of every action feature that `env` lets be recorded."""
     controls: Mapping[str, ActionSpec] = getattr(env, "control_specs", {})
     return {"action": env.spec.action, **{f"action.{name}": spec for name, spec in controls.items()}}
+
+
+def recorded_spec(spec: EnvSpec, config: Mapping[str, Any]) -> EnvSpec:
+    """An environment's spec with the cameras that `config` asks to record. ValueError for others than it has."""
+    return replace(spec, cameras=schema.choose(spec.cameras, config["cameras"], spec.name))
 
 
 class Recorder:
@@ -99,11 +105,12 @@ class Attempter:
         self._world: Env = build(config["perturbation"], self.env, lead) if config["recover"] else self.env
         self._both: BothControls | None = getattr(self.env, "both_controls", None)
         self._actions = action_specs(self.env)
+        self._spec = recorded_spec(self.env.spec, config)
 
     def __call__(self, job: Job) -> dict[str, Any]:
         """Make one attempt, (task, attempt), and write it as a part; returns its facts."""
         task, attempt = job
-        config, spec = self._config, self.env.spec
+        config, spec = self._config, self._spec
         seed = int(config["seed"])
         begin = begin_seed(seed, task, attempt)
         reset = self._world.reset(seed, task, attempt)

@@ -138,7 +138,7 @@ class Part:
             complete = False
         if not complete:
             raise ValueError(
-                f"{folder}: expected a recorded attempt, got an incomplete one; delete this folder and resume"
+                f"{folder}: expected a recorded attempt, got an incomplete one; the same command makes it again"
             )
         return cls(folder, facts)
 

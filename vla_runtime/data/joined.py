@@ -44,10 +44,16 @@ class Joined:
         self.cameras, self.period, self.horizon = first.cameras, first.period, first.horizon
 
     @classmethod
-    def of(cls, folders: str | Path | Sequence[str | Path], horizon: int, control: str | None) -> Dataset | Joined:
+    def of(
+        cls,
+        folders: str | Path | Sequence[str | Path],
+        horizon: int,
+        control: str | None,
+        cameras: str | Sequence[str] | None = None,
+    ) -> Dataset | Joined:
         """One data set, or several joined; arguments and errors as for Dataset."""
         names = [folders] if isinstance(folders, (str, Path)) else list(folders)
-        sets = [Dataset(name, horizon, control=control, cache_bytes=_CACHE_BYTES) for name in names]
+        sets = [Dataset(name, horizon, control, cameras, _CACHE_BYTES) for name in names]
         return sets[0] if len(sets) == 1 else cls(sets)
 
     def close(self) -> None:
@@ -71,13 +77,21 @@ class Joined:
         """As a Dataset's, of states and actions only."""
         found = {}
         for name in ("observation.state", self.feature):
-            rows = np.concatenate([one.column(name) for one in self._sets])
-            found[name] = {key: np.array(row, np.float64) for key, row in statistics.of_rows(rows).items()}
+            rows = statistics.of_rows(self.column(name))
+            found[name] = {key: np.array(row, np.float64) for key, row in rows.items()}
         return found
 
     def statistics_id(self) -> str:
         """16 hex digits; equal sets in equal order have equal ones."""
         return hashlib.sha256("".join(one.statistics_id() for one in self._sets).encode()).hexdigest()[:16]
+
+    def contents_id(self) -> str:
+        """As a Dataset's; equal sets in equal order have equal ones."""
+        return hashlib.sha256("".join(one.contents_id() for one in self._sets).encode()).hexdigest()[:16]
+
+    def column(self, name: str) -> NDArray[np.float32]:
+        """As a Dataset's."""
+        return np.concatenate([one.column(name) for one in self._sets])
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -58,7 +58,8 @@ class Pictures:
         try:
             return decode_picture(self._bytes(camera, episode)[row].as_py())
         except ValueError as error:
-            raise ValueError(f"{self._folder}: camera {camera!r}, episode {episode}, row {row}: {error}") from error
+            what = f"an image of {camera!r} in row {row} of episode {episode}"
+            raise damaged(self._folder, what, f"one that cannot be used ({error})") from error
 
     def _frame(self, camera: str, episode: int, row: int) -> Image:
         place, prefix = self._places[episode], f"videos/{schema.image_key(camera)}"

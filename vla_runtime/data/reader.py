@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_runtime.contract import Contract
 from vla_runtime.data import schema
 from vla_runtime.data.episode import Columns
 from vla_runtime.data.opening import (
     DatasetError,
     EpisodeRecord,
+    damaged,
     read_columns,
     read_episodes,
     read_info,
     read_json,
+    read_own,
     read_records,
 )
 from vla_runtime.data.pictures import Pictures
@@ -40,8 +42,8 @@ class Dataset:
 
     horizon: rows of each ActionChunk, at least 1; rows beyond the end of the episode hold the robot still.
     control: None for the environment's own action, or "delta" or "absolute" where both were recorded.
-    cameras: which to decode; all when None. Raises DatasetError for an unfinished or damaged folder,
-    ValueError for arguments that the set cannot serve.
+    cameras: which there are, in this order; all when None. Raises DatasetError for a folder that is unfinished, damaged
+    or of another program, ValueError for arguments that the set cannot serve.
     """
 
     def __init__(
@@ -49,18 +51,14 @@ class Dataset:
         folder: str | Path,
         horizon: int,
         control: str | None = None,
-        cameras: tuple[str, ...] | None = None,
+        cameras: str | Sequence[str] | None = None,
         cache_bytes: int = _CACHE_BYTES,
     ):
-        if horizon < 1:
-            raise ValueError(f"horizon: expected at least 1, got {horizon}")
+        if not isinstance(horizon, int) or horizon < 1:
+            raise ValueError(f"horizon: expected a whole number of at least 1, got {horizon!r}")
         self.folder, self.horizon = Path(folder), horizon
         self.info = read_info(self.folder)
-        self.own = read_json(self.folder, schema.OWN, "a set written by vla_runtime.collect")
-        self.contract = Contract.read(self.own["contract"])
-        self.actions = {
-            name: _action_spec(self.own["contract"], groups) for name, groups in self.own["actions"].items()
-        }
+        self.own, contract, self.actions = read_own(self.folder)
         feature = "action" if control is None else f"action.{control}"
         if feature not in self.actions:
             raise ValueError(
@@ -68,12 +66,12 @@ class Dataset:
             )
         self.action = self.actions[feature]
         self.feature = feature
-        known = [camera.name for camera in self.contract.cameras]
-        for camera in cameras or ():
-            if camera not in known:
-                raise ValueError(f"cameras: expected some of {known}, got {camera!r}; {self.folder} holds these")
-        self.cameras = tuple(known if cameras is None else cameras)
+        self.contract = replace(contract, cameras=schema.choose(contract.cameras, cameras, str(self.folder)))
+        self.cameras = tuple(camera.name for camera in self.contract.cameras)
         self.period = 1.0 / float(self.info["fps"])
+        if abs(contract.rate_hz * self.period - 1) > 1e-6:
+            what = f"fps in {schema.INFO} as rate_hz of the contract in {schema.OWN}, {contract.rate_hz}"
+            raise damaged(self.folder, what, str(self.info["fps"]))
         table = read_episodes(self.folder)
         self.episodes = read_records(self.folder, self.own, table, self.info)
         self._columns = read_columns(self.folder, self.info, table)
@@ -100,11 +98,34 @@ class Dataset:
     def statistics(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """meta/stats.json: {feature: {min, max, mean, std, count, q01, ...}} as float64 arrays."""
         document = read_json(self.folder, schema.STATS, "the statistics of a data set")
-        return {name: {key: np.array(row, np.float64) for key, row in rows.items()} for name, rows in document.items()}
+        sizes = {schema.STATE: self.contract.state.size, self.feature: self.action.size}
+        try:
+            found = {
+                name: {key: np.array(row, np.float64) for key, row in rows.items()} for name, rows in document.items()
+            }
+        except (AttributeError, TypeError, ValueError) as error:
+            raise damaged(self.folder, f"numbers in {schema.STATS}", str(error)) from error
+        for name, size in sizes.items():
+            for key in ("min", "max", "q01", "q99"):
+                row = found.get(name, {}).get(key)
+                if row is None or row.shape != (size,) or not np.isfinite(row).all():
+                    got = "none" if row is None else f"{row.tolist()}"
+                    raise damaged(self.folder, f"{size} finite numbers {key!r} of {name} in {schema.STATS}", got)
+        return found
 
     def statistics_id(self) -> str:
         """16 hex digits of meta/stats.json: equal sets have equal ones, and a policy states it in its contract."""
         return hashlib.sha256((self.folder / schema.STATS).read_bytes()).hexdigest()[:16]
+
+    def contents_id(self) -> str:
+        """16 hex digits of what training learns from: numbers, instructions, cameras, and the statistics of images."""
+        digest = hashlib.sha256(self.statistics_id().encode())
+        for name in (schema.STATE, self.feature, schema.FRESH, schema.DISTURBED):
+            digest.update(np.ascontiguousarray(self._columns[name]).tobytes())
+        digest.update(repr([(one.instruction, one.start, one.length) for one in self.episodes]).encode())
+        kinds = {name: feature["dtype"] for name, feature in self.features.items()}
+        digest.update(repr((self.contract.document(), kinds)).encode())
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -201,10 +222,6 @@ class Dataset:
     def _time(self, row: int) -> float:
         """Seconds since the episode began; the timestamp column holds the same in float32."""
         return int(self._columns["frame_index"][row]) * self.period
-
-
-def _action_spec(contract: Mapping[str, Any], groups: list[Any]) -> ActionSpec:
-    return Contract.read({**contract, "action": groups}).action
 
 
 def _controls(actions: Mapping[str, ActionSpec]) -> list[str | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vla_runtime.types import ActionSpec, EnvSpec
+from vla_runtime.types import ActionSpec, CameraSpec, EnvSpec
 
 CODEBASE_VERSION = "v3.0"
 CHUNKS_SIZE = 1000
@@ -33,7 +33,7 @@ FRESH = "image_fresh"
 # Rows whose action was answered but not executed as it stands: something pushed.
 DISTURBED = "disturbed"
 IMAGES = ("embedded", "video")
-_SCALARS = {
+SCALARS = {
     "timestamp": "float32",
     "frame_index": "int64",
     "episode_index": "int64",
@@ -49,6 +49,18 @@ Features = dict[str, dict[str, Any]]
 def image_key(camera: str) -> str:
     """The feature that holds the images of `camera`."""
     return f"observation.images.{camera}"
+
+
+def choose(cameras: Sequence[CameraSpec], names: str | Sequence[str] | None, where: str) -> tuple[CameraSpec, ...]:
+    """Those of `cameras` that `names` asks for, in its order; all for None.
+
+    ValueError, with `where` they are looked for, for a name that is not there or there twice.
+    """
+    known = {camera.name: camera for camera in cameras}
+    wanted = list(known) if names is None else [names] if isinstance(names, str) else list(names)
+    if set(wanted) - known.keys() or len(set(wanted)) < len(wanted):
+        raise ValueError(f"cameras: expected some of {list(known)}, each once, got {wanted}; {where} has these")
+    return tuple(known[name] for name in wanted)
 
 
 def frames_per_second(period: float) -> int | float:
@@ -79,7 +91,7 @@ def features(spec: EnvSpec, actions: Mapping[str, ActionSpec], images: str) -> F
         found[name] = {"dtype": "float32", "shape": [action.size], "names": list(action.names)}
     for name in (FRESH, DISTURBED):
         found[name] = {"dtype": "bool", "shape": [1], "names": None}
-    for name, dtype in _SCALARS.items():
+    for name, dtype in SCALARS.items():
         found[name] = {"dtype": dtype, "shape": [1], "names": None}
     for name in found:
         if "/" in name:

@@ -230,7 +230,8 @@ class _VideoFiles:
         count = self._file.append(episode)
         if count != length:
             raise ValueError(
-                f"{episode}: expected {length} frames, got {count}; delete this attempt's folder and resume"
+                f"{episode}: expected {length} frames, got {count}; move this attempt's folder away, "
+                "and the same command makes it again"
             )
         prefix = f"videos/{self._key}"
         return {

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def set_from_bags(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     # A text such as "no" is as true as any.
     if not isinstance(config["succeeded"], bool):
         raise BadArguments(f"succeeded: expected true or false, got {config['succeeded']!r}")
-    contract = Contract.load(config["contract"])
+    contract = _with_cameras(Contract.load(config["contract"]), config["cameras"])
     bags = [Path(one) for one in ([config["bag"]] if isinstance(config["bag"], str) else config["bag"])]
     if not bags:
         raise BadArguments("bag: expected a bag, or several as [a,b], got an empty list")
@@ -105,6 +106,15 @@ def _episodes(
     raise ValueError(
         f"bag: expected {len(bags)} bags that can be used, got {len(errors)} that cannot: {reasons}; {rest}"
     )
+
+
+def _with_cameras(contract: Contract, names: str | Sequence[str] | None) -> Contract:
+    """The contract with some of its cameras; the topics of others need not be in a bag."""
+    cameras = schema.choose(contract.cameras, names, "the contract")
+    side = contract.robot
+    if side is not None:
+        side = replace(side, cameras={camera.name: side.cameras[camera.name] for camera in cameras})
+    return replace(contract, cameras=cameras, robot=side)
 
 
 def _begin_anew(out: Path) -> None:

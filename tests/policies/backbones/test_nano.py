@@ -96,6 +96,7 @@ def test_resizing_is_the_same_alone_and_in_a_batch():
         (lambda nano: nano.encode(Batch({"a": batch("x").images["a"]}, torch.zeros(1, 3), ("x",))), "camera 'b'"),
         (lambda nano: NanoConfig(("a",), 3, image_size=100), "multiple of 16"),
         (lambda nano: NanoConfig((), 3), "one or two cameras"),
+        (lambda nano: NanoConfig(("a", "b", "c"), 3), r"got \['a', 'b', 'c'\]; choose with cameras=\[a,b\]"),
         (lambda nano: resize(torch.zeros(1, 3, 8, 8), 4), "uint8"),
     ],
 )
