@@ -6,7 +6,6 @@ and rendering are `envs.osc_arm`'s; what a task means is in `envs.robosuite_task
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -133,8 +132,6 @@ def _build(task_class: str, robot: str, control: str, rate_hz: int) -> Any:
 
 
 def _versions() -> Mapping[str, str]:
-    # robosuite warns about a file of macros that nobody needs; its logger takes its level from here.
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     import mujoco
     import robosuite
 

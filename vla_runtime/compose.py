@@ -145,6 +145,9 @@ def build(values: Config, *arguments: Any) -> Any:
         cause = error.__cause__
         if type(cause) is ValueError:
             raise BadArguments(str(cause)) from error
+        if isinstance(cause, ImportError) and isinstance(cause.__cause__, (ValueError, OSError, RuntimeError)):
+            # What a module raised while hydra imported it says more than that it could not be imported.
+            raise cause.__cause__ from error
         if isinstance(cause, (ValueError, OSError, ImportError, RuntimeError)):
             raise cause from error
         raise ValueError(f"{error}".strip()) from error
