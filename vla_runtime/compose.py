@@ -47,6 +47,7 @@ class BadArguments(ValueError):
 def main(command: str, run: Callable[[Config], Result], positional: Sequence[str] = ()) -> NoReturn:
     """Run one command from sys.argv and exit: 0 did what was asked, 1 failed, 2 bad arguments.
 
+    Whatever escapes `run`, stdout ends with one line of JSON; stderr has the traceback of what nobody foresaw.
     positional: names of the options that bare words on the command line fill, in order.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
@@ -64,6 +65,9 @@ def main(command: str, run: Callable[[Config], Result], positional: Sequence[str
         result, code = {"error": "interrupted; the same command with the same out= goes on from here"}, FAILED
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         _log.debug("", exc_info=True)
+        result, code = {"error": f"{type(error).__name__}: {error}"}, FAILED
+    except (Exception, SystemExit) as error:
+        _log.error("unexpected; this traceback belongs into a bug report:", exc_info=True)
         result, code = {"error": f"{type(error).__name__}: {error}"}, FAILED
     if "error" in result:
         _log.error("%s", result["error"])
