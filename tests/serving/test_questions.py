@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numbered import Policy, Recording
-from served import serving
+from served import metrics, serving
 
 from vla_runtime.serving.client import RemoteError, RemotePolicy
 from vla_runtime.serving.server import PolicyServer
@@ -117,3 +120,52 @@ def test_a_batch_needs_a_policy_that_can(env):
         PolicyServer(Policy(env), batch=2)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         PolicyServer(Policy(env), batch=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_nobody_waits_for_any_more_is_not_asked(seen, batch):
+    """Each client that asked and hung up cost the next one a pass of the policy."""
+    asked, busy, released = [], threading.Event(), threading.Event()
+
+    class Counting(Waiting):
+        def begin(self, seed):
+            session = super().begin(seed)
+            plain = session.predict
+
+            def predict(observations, committed=None, deadline=None):
+                asked.append(seed)
+                busy.set()
+                assert released.wait(10)
+                return plain(observations, committed)
+
+            session.predict = predict
+            return session
+
+    with serving(Counting(Recording(size=16)), batch=batch) as server, ExitStack() as stack:
+        stack.callback(released.set)
+        remotes = [stack.enter_context(closing(RemotePolicy(server.address))) for _ in range(8)]
+        pool = stack.enter_context(ThreadPoolExecutor(8))
+        first = pool.submit(remotes[0].begin(0).predict, [seen])
+        assert busy.wait(10)
+        gone = [pool.submit(remote.begin(index).predict, [seen]) for index, remote in enumerate(remotes[1:7], 1)]
+        await_metric(server, "vla_connections 7.0")
+        for remote in remotes[1:7]:
+            for line in list(remote._lines):
+                if line._connection is not None:
+                    line._connection.socket.shutdown(socket.SHUT_RDWR)
+        for one in gone:
+            assert isinstance(one.exception(10), RemoteError)
+        await_metric(server, 'vla_requests_total{outcome="abandoned"} 6.0')
+        last = pool.submit(remotes[7].begin(7).predict, [seen])
+        released.set()
+        for one in (first, last):
+            assert one.result(10).actions.shape == (16, 2)
+        assert asked == [0, 7]
+
+
+def await_metric(server, text):
+    for _ in range(200):
+        if text in metrics(server):
+            return
+        time.sleep(0.02)  # noqa: TID251
+    pytest.fail(f"no {text} in:\n{metrics(server)}")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from vla_runtime.disk import write_text
+from vla_runtime.wire import without_password
 
 Row = dict[str, Any]
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
@@ -80,10 +81,12 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as files may hold it: tokens are nobody else's business."""
-    if not config.get("policy", {}).get("token"):
-        return dict(config)
-    return {**config, "policy": {**config["policy"], "token": None}}
+    """A config as files may hold it: tokens, and a proxy's password, are nobody else's business."""
+    policy = config.get("policy", {})
+    hidden: dict[str, Any] = {"token": None} if policy.get("token") else {}
+    if policy.get("proxy"):
+        hidden["proxy"] = without_password(policy["proxy"])
+    return {**config, "policy": {**policy, **hidden}} if hidden else dict(config)
 
 
 def config_differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[str]:
