@@ -82,11 +82,15 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as files may hold it: tokens, and a proxy's password, are nobody else's business."""
-    policy = config.get("policy", {})
-    hidden: dict[str, Any] = {"token": None} if policy.get("token") else {}
-    if policy.get("proxy"):
-        hidden["proxy"] = without_password(policy["proxy"])
-    return {**config, "policy": {**policy, **hidden}} if hidden else dict(config)
+    found = dict(config)
+    for group in ("policy", "transport"):
+        values = found.get(group) or {}
+        hidden: dict[str, Any] = {"token": None} if values.get("token") else {}
+        if values.get("proxy"):
+            hidden["proxy"] = without_password(values["proxy"])
+        if hidden:
+            found[group] = {**values, **hidden}
+    return found
 
 
 def config_differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[str]:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from vla_runtime.robot_side import Topic
@@ -77,7 +77,7 @@ class RosbridgeTransport:
         self._said = publishes
         try:
             self._connect()
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+        except (OSError, InvalidHandshake, InvalidProxy, InvalidURI, TimeoutError) as error:
             raise RuntimeError(
                 f"transport=rosbridge: expected a rosbridge server at {self._address}{through(self._proxy)}, got "
                 f"{type(error).__name__}: {error}"

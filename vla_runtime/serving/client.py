@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidURI
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
@@ -42,7 +42,8 @@ class RemotePolicy:
     encoding: how images travel: raw, png or jpeg. timeout: seconds for an answer, and for a connection. token: shown as
     an openpi server's API key. contract: what a server that is not ours serves, as a document or a YAML file; keys:
     how it wants things named, as `vla_runtime.serving.protocol.Keys`. ca: a PEM file of who vouches for a wss://
-    server, None for whom the system trusts. proxy: of a connection that is not to be direct. RemoteError when there is no server, SpecMismatch when it serves another
+    server, None for whom the system trusts. proxy: http://host:port or the like that connections go through, None for
+    none, whatever the environment says. RemoteError when there is no server, SpecMismatch when it serves another
     contract than `contract`.
     """
 
@@ -159,7 +160,7 @@ class _Line:
             )  # fmt: skip
             bound_sending(self._connection.socket, self._timeout)
             return self._received()
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError, ConnectionClosed) as error:
+        except (OSError, InvalidHandshake, InvalidProxy, InvalidURI, TimeoutError, ConnectionClosed) as error:
             self.drop()
             raise RemoteError(
                 f"{self._address}: expected a policy server{through(self._proxy)}, got {type(error).__name__}: {error}"

@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 class Questions:
-    """Answered by `policy` in a thread of its own, in the order in which they came; one that is cancelled while it waits
-    is never asked. batch: how many may be answered in one pass; took: told the seconds
-    of each. ValueError for a batch below 1, and for more than one where the policy cannot.
+    """Answered by `policy` in a thread of its own, in the order in which they came; one that is cancelled while it
+    waits is never asked. batch: how many may be answered in one pass; took: told the seconds of each. ValueError for a
+    batch below 1, and for more than one where the policy cannot.
     """
 
     def __init__(self, policy: Policy, clock: Clock, batch: int, took: Callable[[float], None]):
