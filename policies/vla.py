@@ -24,8 +24,9 @@ from policies.together import Together, can_answer_together
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from vla_runtime.decoding.guidance import Guide, soft_weights
+from vla_runtime.question import check_committed, check_observations
 from vla_runtime.transforms import Normalise
-from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
+from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec
 
 
 class VLAPolicy:
@@ -143,21 +144,8 @@ class VLAPolicy:
 
         SpecMismatch for an observation that is not what the spec says, and for too few or too many.
         """
-        wanted = self._spec.observation_offsets
         for observations in seen:
-            if len(observations) != len(wanted):
-                raise SpecMismatch(
-                    f"observations: expected {len(wanted)}, one for each of the periods {list(wanted)} before now, "
-                    f"got {len(observations)}"
-                )
-            for observation in observations:
-                self._spec.state.validate(observation.state)
-                for camera in self._spec.cameras:
-                    if camera.name not in observation.images:
-                        raise SpecMismatch(
-                            f"camera {camera.name!r}: expected an image, got {sorted(observation.images)}"
-                        )
-                    camera.validate(observation.images[camera.name])
+            check_observations(self._spec, observations)
         images = {
             camera.name: torch.from_numpy(
                 np.stack([np.concatenate([one.images[camera.name] for one in sample], axis=2) for sample in seen])
@@ -169,12 +157,13 @@ class VLAPolicy:
         return Batch(images, told, tuple(sample[-1].instruction for sample in seen)).to(self.device)
 
     def committed(self, rows: Float | None) -> Committed | None:
-        """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many."""
-        most = self._spec.max_committed
+        """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many, for another width
+        and for values that are not finite.
+        """
+        check_committed(self._spec, rows)
         if rows is None or len(rows) == 0:
             return None
-        if len(rows) > most:
-            raise SpecMismatch(f"committed: expected at most {most} rows, got {len(rows)}")
+        most = self._spec.max_committed
         padded = np.zeros((1, most, self._spec.action.size), np.float32)
         padded[0, : len(rows)] = self.action.forward(rows)
         return Committed(torch.from_numpy(padded).to(self.device), torch.tensor([len(rows)], device=self.device))
@@ -235,9 +224,9 @@ class VLASession:
         observation = observations[-1]
         if isinstance(self._decode, MaskedDecoder):
             self._decode.begin(deadline)
+        given = policy.committed(committed)
         noise = self.noise()
         context = policy.context(policy.batch([observations]))
-        given = policy.committed(committed)
         facts: dict[str, float] = {}
         if self._before is not None:
             guide = self._guide(observation, given)
