@@ -210,7 +210,7 @@ def read_rows(folder: Path) -> list[Row]:
                 _log.warning("%s: the last line (%d) is damaged and dropped; its episode runs again", path, number)
                 break
             raise ValueError(
-                f"{path}: expected one JSON object a line with task, episode and loop.latency, line {number} is damaged; "
+                f"{path}: expected one JSON object a line (task, episode, loop.latency), line {number} is damaged; "
                 "restore the file or start over in another out="
             ) from None
         if key in rows:
