@@ -13,6 +13,7 @@ the controller, then `mj_step`); one `mj_step1` / `mj_step2` pair around the con
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.egl_device import cuda_devices_unnamed
 from envs.rendering import choose_gl
 from vla_runtime.transforms import (
     absolute_from_delta,
@@ -34,6 +36,11 @@ from vla_runtime.types import ActionSpec, CameraSpec, Command, EnvSpec, Float, G
 choose_gl()  # MuJoCo reads MUJOCO_GL when it is imported
 
 import mujoco  # noqa: E402
+
+# robosuite warns about a file of macros that nobody needs; its logger takes its level from here.
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+with cuda_devices_unnamed():
+    import robosuite.utils.binding_utils  # noqa: F401
 
 from envs.renderer import Computed, Renderer  # noqa: E402
 

@@ -6,7 +6,6 @@ and rendering are `envs.osc_arm`'s; what a task means is in `envs.robosuite_task
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -124,8 +123,6 @@ def _build(task_class: str, robot: str, control: str, rate_hz: int) -> Any:
 
 
 def _versions() -> Mapping[str, str]:
-    # robosuite warns about a file of macros that nobody needs; its logger takes its level from here.
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     import mujoco
     import robosuite
 

@@ -36,7 +36,8 @@ class VLASession:
         observation = observations[-1]
         decode = self._decode if deadline is None or self._timed is None else self._timed
         decode.begin(deadline)
-        noise, batch, given = self.noise(), policy.batch([observations]), policy.committed(committed)
+        # Noise last: a question that is refused draws none.
+        batch, given, noise = policy.batch([observations]), policy.committed(committed), self.noise()
         facts: dict[str, float] = {}
         if self._before is not None:
             guide = self._guide(observation, given)

@@ -28,8 +28,9 @@ from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
 from policies.warm_start import Before, WarmStart, neutral_row
 from vla_runtime.decoding.graphs import require_cuda
+from vla_runtime.question import check_committed, check_observations
 from vla_runtime.transforms import Normalise
-from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec, SpecMismatch
+from vla_runtime.types import ActionChunk, Float, Observation, PolicySpec
 
 
 class VLAPolicy:
@@ -194,21 +195,8 @@ class VLAPolicy:
 
         SpecMismatch for an observation that is not what the spec says, and for too few or too many.
         """
-        wanted = self._spec.observation_offsets
         for observations in seen:
-            if len(observations) != len(wanted):
-                raise SpecMismatch(
-                    f"observations: expected {len(wanted)}, one for each of the periods {list(wanted)} before now, "
-                    f"got {len(observations)}"
-                )
-            for observation in observations:
-                self._spec.state.validate(observation.state)
-                for camera in self._spec.cameras:
-                    if camera.name not in observation.images:
-                        raise SpecMismatch(
-                            f"camera {camera.name!r}: expected an image, got {sorted(observation.images)}"
-                        )
-                    camera.validate(observation.images[camera.name])
+            check_observations(self._spec, observations)
         images = {
             camera.name: torch.from_numpy(
                 np.stack([np.concatenate([one.images[camera.name] for one in sample], axis=2) for sample in seen])
@@ -220,12 +208,13 @@ class VLAPolicy:
         return Batch(images, told, tuple(sample[-1].instruction for sample in seen)).to(self.input_device)
 
     def committed(self, rows: Float | None) -> Committed | None:
-        """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many."""
-        most = self._spec.max_committed
+        """Rows [c, A] in contract units as one sample's given rows. SpecMismatch for too many, for another width
+        and for values that are not finite.
+        """
+        check_committed(self._spec, rows)
         if rows is None or len(rows) == 0:
             return None
-        if len(rows) > most:
-            raise SpecMismatch(f"committed: expected at most {most} rows, got {len(rows)}")
+        most = self._spec.max_committed
         padded = np.zeros((1, most, self._spec.action.size), np.float32)
         padded[0, : len(rows)] = self.action.forward(rows)
         device = self.input_device

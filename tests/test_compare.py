@@ -38,6 +38,7 @@ def row(episode: int, success: bool, task: int = 0, **changes: Any) -> dict[str,
         "success": success,
         "reason": "success" if success else "time",
         "error": None,
+        "error_source": None,
         "facts": {"premise": True},
         "versions": {"mujoco": "3.3.7", "robosuite": "1.4.0"},
         "loop": {"mode": "sync", "latency": 0.0},
@@ -56,7 +57,7 @@ def write(tmp_path: Path) -> Write:
         folder.mkdir()
         (folder / "config.yaml").write_text(yaml.safe_dump({**copy.deepcopy(CONFIG), **config}))
         (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "summary.json").write_text(json.dumps({"complete": complete}))
+        (folder / "summary.json").write_text(json.dumps({"missing": 0 if complete else 1}))
         return str(folder)
 
     return write
@@ -117,11 +118,55 @@ def test_exchanging_the_runs_changes_the_sign() -> None:
     assert one["p_mcnemar"] == other["p_mcnemar"]
 
 
-def test_an_error_is_a_failure_and_pairs_without_an_initial_state(write: Write) -> None:
+def test_an_error_of_the_policy_is_a_failure(write: Write) -> None:
     a, b = rows(3, 0, 0, 0)
-    b[1] = row(1, success=False, reason="error", error="worker died", initial_state=None, versions={}, facts={})
+    b[1] = {**b[1], "success": False, "reason": "error", "error": "NaN", "error_source": "policy"}
     report, _ = compare({"a": write("a", a), "b": write("b", b), "margin": 0.05})
     assert (report["both"], report["only_a"], report["errors_a"], report["errors_b"]) == (2, 1, 0, 1)
+
+
+def test_other_errors_are_no_failures_unless_that_is_asked_for(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that was killed is not a policy that failed."""
+    a, b = rows(3, 0, 0, 0)
+    b[1] = row(
+        1, success=False, reason="error", error="server gone", error_source="infrastructure", initial_state=None,
+        versions={}, facts={},
+    )  # fmt: skip
+    config = {"a": write("a", a), "b": write("b", b), "margin": 0.05}
+    with pytest.raises(ValueError, match=r"b: .*1 of 3 episodes ended in other errors \(1 times: server gone\)"):
+        compare(config)
+    # Without an initial state it pairs with any.
+    report, _ = compare({**config, "errors": "failures"})
+    assert (report["both"], report["only_a"], report["errors_a"], report["errors_b"]) == (2, 1, 0, 1)
+    assert "they count as failures" in caplog.text
+    assert compare({**config, "errors": "ignore"})[1] == 2
+
+
+@pytest.mark.parametrize("key", ["versions", "success", "facts", "error_source", "initial_state", "env"])
+def test_a_row_without_what_is_read_is_named(write: Write, key: str) -> None:
+    a, b = rows(3, 0, 0, 0)
+    del b[2][key]
+    with pytest.raises(ValueError, match=rf"b/episodes\.jsonl, row 3: expected '{key}' to be .*, got none; it was"):
+        compare({"a": write("a", a), "b": write("b", b), "margin": 0.05})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.yaml", b"a: [1\n", r"config\.yaml: expected readable YAML"),
+        ("config.yaml", b"\xff\xfe", r"config\.yaml: expected readable YAML"),
+        ("config.yaml", b"- 1\n", "expected a mapping, got list"),
+        ("config.yaml", b"policy: 3\n", "expected a mapping under 'policy', got 3"),
+        ("summary.json", b"{", r"summary\.json: expected the summary of a run, got JSONDecodeError"),
+        ("summary.json", b"[]", r"summary\.json: expected the summary of a run, got \[\]"),
+    ],
+)
+def test_broken_files_are_named(write: Write, name: str, text: bytes, message: str) -> None:
+    a, b = rows(3, 0, 0, 0)
+    config = {"a": write("a", a), "b": write("b", b), "margin": 0.05}
+    (Path(config["b"]) / name).write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        compare(config)
 
 
 def test_episodes_without_partner_are_refused_with_a_list(write: Write) -> None:

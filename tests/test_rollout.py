@@ -170,6 +170,8 @@ def test_bad_input_is_named_and_exits_2(tmp_path):
         "env.tasks=touch the reed disc": "touch the red disc",
         "loop.replan=9": "1 to 1",
         "episodes=few": "whole number",
+        "seed=1180591620717411303424": "seed: expected a whole number >= 0 and below 2**63",
+        "policy.seed=-1": "policy.seed: expected a whole number",
         "shard=2/2": "0 <= i < n",
         "video=some": "all",
         "whatever": "option=value",

@@ -35,6 +35,7 @@ from vla_runtime.control.settings import Settings, read_groups
 from vla_runtime.control.trace import Run, Tick
 from vla_runtime.disk import write_json
 from vla_runtime.evaluation.folder import without_secrets
+from vla_runtime.evaluation.recorded_policy import with_absolute_paths
 from vla_runtime.evaluation.statistics import wilson_interval
 from vla_runtime.interfaces import Policy
 from vla_runtime.machine import set_single_threaded_blas
@@ -152,8 +153,8 @@ def _policy(config: Config, contract: Contract, transport: Transport, clock: Clo
             safety.stop(clock.now(), "not armed yet")
         begun = config["seed"] + episode if seed is None else seed
         header = {
-            "config": without_secrets(config), "env": env_document(robot.spec), "policy": policy_document(policy.spec),
-            "episode": episode, "facts": dict(facts), "seed": begun,
+            "config": without_secrets(with_absolute_paths(config)), "env": env_document(robot.spec),
+            "policy": policy_document(policy.spec), "episode": episode, "facts": dict(facts), "seed": begun,
         }  # fmt: skip
         recorder = Recorder(out / "recordings" / f"{episode:06d}.vlarec", header, config["record"]["images"] == "png")
         result, problem = Run(), None

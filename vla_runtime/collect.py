@@ -28,6 +28,7 @@ from vla_runtime.data.unfinished import PARTS, require_same, save_settings, save
 from vla_runtime.disk import locked
 from vla_runtime.evaluation.workers import run_jobs
 from vla_runtime.machine import set_single_threaded_blas
+from vla_runtime.seeds import check_seed
 
 # Evaluation takes its initial states from seeds below this one.
 FIRST_SEED = 10_000
@@ -81,6 +82,10 @@ def collect(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def _check(config: Mapping[str, Any]) -> None:
+    try:
+        check_seed("seed", config["seed"])
+    except ValueError as error:
+        raise BadArguments(str(error)) from error
     if config["seed"] < FIRST_SEED:
         raise BadArguments(
             f"seed: expected at least {FIRST_SEED}, got {config['seed']}; lower seeds are for evaluation, "

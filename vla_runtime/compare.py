@@ -7,19 +7,21 @@ candidate loses. The verdict is non-inferior when the whole 95 % interval of the
 
 What may differ between the runs is what a comparison is about: the policy, how it decodes, the loop that
 drives it, limits and safety; the report lists what does. Anything else that differs would be mistaken for an
-effect of these, and is refused. This file reads folders; it knows no environment, no policy and no torch.
+effect of these, and is refused. So are episodes that ended in an error which says nothing about the policy, unless
+`errors=failures` counts them as failures. This file reads folders; it knows no environment, no policy and no torch.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vla_runtime.evaluation.folder import job_of, latency_label, read_config, read_rows
+from vla_runtime.evaluation.folder import job_of, latency_label, read_config, read_rows, read_summary
+from vla_runtime.evaluation.row import INFRASTRUCTURE
+from vla_runtime.evaluation.row_check import check_rows
 from vla_runtime.evaluation.statistics import (
     INCONCLUSIVE,
     INFERIOR,
@@ -55,6 +57,14 @@ BOOKKEEPING = frozenset(
     }
 )
 
+# What to do with episodes that something else than the policy ended.
+ERRORS = ("refuse", "failures")
+# The keys of a row that are read here.
+_FIELDS = (
+    "env", "task", "episode", "loop", "control", "versions", "facts", "initial_state", "success", "error",
+    "error_source",
+)  # fmt: skip
+
 Key = tuple[int, int, str]
 Differing = tuple[str, Any, Any]
 Row = Mapping[str, Any]
@@ -66,14 +76,17 @@ _LISTED = 20
 def compare(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """Compare the runs in folders config["a"] (reference) and config["b"] (candidate) at config["margin"].
 
-    Returns the report and the exit code: 0 only for non-inferior, 2 (with an "error") for a margin that is
-    none or a folder not given. Episodes that ended in an error count as failures. ValueError, with a list,
+    Returns the report and the exit code: 0 only for non-inferior, 2 (with an "error") for a margin or errors= that is
+    none or a folder not given. Episodes that an error of the policy ended count as failures; others that ended in an
+    error do with config["errors"] = "failures", and are else refused. ValueError, with a list,
     when a folder is missing or holds a run that is not complete (slow episodes, which are missing more often, fail more
     often), when something differs that must not, or when an episode of one run has no partner in the other.
     """
-    margin = config["margin"]
+    margin, errors = config["margin"], config.get("errors", "refuse")
     try:
         check_margin(margin)
+        if errors not in ERRORS:
+            raise ValueError(f"errors: expected one of {', '.join(ERRORS)}, got {errors!r}")
         folders = [_folder(config, name) for name in ("a", "b")]
     except ValueError as error:
         return {"error": str(error)}, 2
@@ -82,7 +95,8 @@ def compare(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     for folder, rows in zip(folders, (rows_a, rows_b), strict=True):
         if not rows:
             raise ValueError(f"{folder}: expected finished episodes in episodes.jsonl, got none; run the rollout first")
-        _require_complete(folder)
+        check_rows(folder, rows, _FIELDS)
+        _require_complete(folder, rows, errors)
     may, may_not = differing_keys(*configs)
     differing = [_told(*one) for one in may_not]
     pairs, unpaired = pair(rows_a, rows_b)
@@ -205,15 +219,22 @@ def _folder(config: Mapping[str, Any], name: str) -> Path:
     return Path(str(folder))
 
 
-def _require_complete(folder: Path) -> None:
-    try:
-        complete = bool(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["complete"])
-    except (OSError, ValueError, KeyError):
-        complete = False
-    if not complete:
+def _require_complete(folder: Path, rows: Sequence[Row], errors: str) -> None:
+    if read_summary(folder)["missing"]:
         raise ValueError(
             f"{folder}: expected a complete run, got one that is not; run its command again with this out="
         )
+    broken = Counter(row["error"] for row in rows if row["error_source"] == INFRASTRUCTURE)
+    if not broken:
+        return
+    (commonest, count), *_ = broken.most_common(1)
+    found = f"{sum(broken.values())} of {len(rows)} episodes ended in other errors ({count} times: {commonest})"
+    if errors == "refuse":
+        raise ValueError(
+            f"{folder}: expected episodes that the policy ended, well or not; {found}. Run its command again with this "
+            "out=, which plays these again, or take errors=failures to count them as failures"
+        )
+    logger.warning("%s: %s; they count as failures", folder, found)
 
 
 def _told(key: str, one: Any, other: Any) -> str:

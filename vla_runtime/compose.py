@@ -61,6 +61,7 @@ _log = logging.getLogger(__name__)
 def main(command: str, run: Callable[[Config], Result], positional: Sequence[str] = ()) -> NoReturn:
     """Run one command from sys.argv and exit: 0 did what was asked, 1 failed, 2 bad arguments.
 
+    Whatever escapes `run`, stdout ends with one line of JSON; stderr has the traceback of what nobody foresaw.
     positional: names of the options that bare words on the command line fill, in order.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
@@ -78,6 +79,9 @@ def main(command: str, run: Callable[[Config], Result], positional: Sequence[str
         result, code = {"error": "interrupted; the same command with the same out= goes on from here"}, FAILED
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         _log.debug("", exc_info=True)
+        result, code = {"error": f"{type(error).__name__}: {error}"}, FAILED
+    except (Exception, SystemExit) as error:
+        _log.error("unexpected; this traceback belongs into a bug report:", exc_info=True)
         result, code = {"error": f"{type(error).__name__}: {error}"}, FAILED
     if "error" in result:
         _log.error("%s", result["error"])
@@ -119,6 +123,9 @@ def build(values: Config, *arguments: Any) -> Any:
         cause = error.__cause__
         if type(cause) is ValueError:
             raise BadArguments(str(cause)) from error
+        if isinstance(cause, ImportError) and isinstance(cause.__cause__, (ValueError, OSError, RuntimeError)):
+            # What a module raised while hydra imported it says more than that it could not be imported.
+            raise cause.__cause__ from error
         if isinstance(cause, (ValueError, OSError, ImportError, RuntimeError)):
             raise cause from error
         raise ValueError(f"{error}".strip()) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import datetime
@@ -20,7 +21,6 @@ from vla_runtime.compose import (
     BadArguments,
     Config,
     Result,
-    build_policy,
     main,
     select_tasks,
 )
@@ -40,13 +40,16 @@ from vla_runtime.evaluation.folder import (
     sort_rows,
 )
 from vla_runtime.evaluation.merging import merge
+from vla_runtime.evaluation.recorded_policy import recorded_policy
 from vla_runtime.evaluation.replaying import Replay, explain
-from vla_runtime.evaluation.row import failure_row
-from vla_runtime.evaluation.summary import finish
+from vla_runtime.evaluation.row import INFRASTRUCTURE, failure_row
+from vla_runtime.evaluation.row_check import check_rows
+from vla_runtime.evaluation.summary import finish, infrastructure_errors
 from vla_runtime.evaluation.video import has_video
 from vla_runtime.evaluation.workers import run_jobs
 from vla_runtime.machine import set_single_threaded_blas
 from vla_runtime.messages import read_env
+from vla_runtime.seeds import check_seed
 
 _VIDEO = ("all", "failures", "none")
 
@@ -56,7 +59,8 @@ _log = logging.getLogger(__name__)
 def rollout(config: Config) -> Result:
     """Run (or finish, or merge) the episodes of `config`; the summary and the exit code.
 
-    ValueError for an option that makes no sense; what goes wrong inside an episode is in its row.
+    ValueError for an option that makes no sense; what goes wrong inside an episode is in its row, and where that was
+    not the policy, the exit code is 1 and the same command runs the episode again.
     """
     if config["replay"] is not None:
         return _replay(config)
@@ -74,29 +78,28 @@ def rollout(config: Config) -> Result:
         _log.error(
             "require=%s: expected at least this success rate, got %s", config["require"], summary["success_rate"]
         )
-    return summary, 0 if met else 1
+    if summary["infrastructure_errors"]:
+        _tell_errors(folder, summary, "" if config["merge"] is None else ", without merge=,")
+    return summary, 0 if met and not summary["infrastructure_errors"] else 1
+
+
+def _tell_errors(folder: Path, summary: Mapping[str, Any], but: str) -> None:
+    broken = infrastructure_errors(read_rows(folder))
+    kinds = Counter(row["error"] for row in broken)
+    (commonest, count), *_ = kinds.most_common(1)
+    _log.error(
+        "%d of %d episodes ended in errors that say nothing about the policy (%d different; %d times: %s); mend the "
+        "cause, then the same command with out=%s%s runs these episodes again",
+        len(broken), summary["episodes"], len(kinds), count, commonest, folder, but,
+    )  # fmt: skip
 
 
 def _replay(config: Config) -> Result:
     """Decide a recording once more and compare; with `explain=`, say why one command was what it was."""
     recording = Recording(Path(str(config["replay"])))
-    header = recording.header
-    session = None
-    policy = None
-    # The expert of an environment needs the environment, and no images.
-    if any(tick["images"] for tick in recording.ticks) and header["config"]["choices"]["policy"] != "expert":
-        set_single_threaded_blas()
-        wanted = header["config"]["policy"]
-        # A recording holds no secrets, and a server may have moved.
-        given = {name: config["policy"].get(name) for name in ("token", "address", "ca") if name in wanted}
-        wanted = {**wanted, **{name: value for name, value in given.items() if value}}
-        policy = build_policy({**header["config"], "policy": wanted}, read_env(header["env"]))
-        if policy.spec.weights != header["policy"]["weights"]:
-            raise ValueError(
-                f"replay={config['replay']}: expected a policy with weights {header['policy']['weights']}, got "
-                f"{policy.spec.weights}; it was trained again since"
-            )
-        session = policy.begin(header["seed"])
+    set_single_threaded_blas()
+    policy = recorded_policy(recording, config)
+    session = None if policy is None else policy.begin(recording.header["seed"])
     replay = Replay(recording, session)
     for line in replay.differences:
         _log.error("%s", line)
@@ -115,7 +118,9 @@ def _replay(config: Config) -> Result:
         result["messages"] = export_mcap(recording, Path(str(config["export"])))
         _log.info("exported: %s", config["export"])
     if config["explain"] is not None:
-        result["explain"] = explain(replay.ticks, float(config["explain"]), read_env(header["env"]), recording.end)
+        result["explain"] = explain(
+            replay.ticks, float(config["explain"]), read_env(recording.header["env"]), recording.end
+        )
         sys.stdout.write("".join(f"{line}\n" for line in result["explain"]))
     if policy is not None:
         policy.close()
@@ -123,10 +128,14 @@ def _replay(config: Config) -> Result:
 
 
 def _run(config: Config, folder: Path) -> dict[str, Any]:
-    rows = read_rows(folder)
+    held = read_rows(folder)
+    check_rows(folder, held)
+    # The others say nothing about the policy: they are played again.
+    rows = [row for row in held if row["error_source"] != INFRASTRUCTURE]
     done = {job_of(row) for row in rows}
-    if done:
-        _log.info("%s holds %d finished episodes; going on", folder, len(done))
+    if held:
+        again = len(held) - len(done)
+        _log.info("%s holds %d finished episodes, and %d that ended in errors and run again", folder, len(done), again)
     facts: dict[str, Any] = {}
     requested: list[Job] = []
     file: RowFile | None = None
@@ -208,7 +217,8 @@ def _checked(config: Config) -> Config:
         raise ImportError(
             f"video={config['video']}: expected PyAV, got none; pip install 'vla_runtime[data]', or video=none"
         )
-    for key, least in (("episodes", 1), ("workers", 1), ("seed", 0)):
+    _check_seeds(config)
+    for key, least in (("episodes", 1), ("workers", 1)):
         value = config[key]
         optional = key == "episodes" and value is None
         expect(key, f"a whole number >= {least}", optional or (type(value) is int and value >= least))
@@ -232,6 +242,15 @@ def _checked(config: Config) -> Config:
     expect("merge", "a list of at least one folder", merge is None or (isinstance(merge, list) and len(merge) > 0))
     expect("out", "a folder", config["out"] is None or str(config["out"]) != "")
     return config
+
+
+def _check_seeds(config: Config) -> None:
+    try:
+        check_seed("seed", config["seed"])
+        if config["policy"]["seed"] is not None:
+            check_seed("policy.seed", config["policy"]["seed"])
+    except ValueError as error:
+        raise BadArguments(str(error)) from error
 
 
 def _shard(text: object) -> tuple[int, int]:

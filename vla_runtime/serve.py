@@ -18,6 +18,7 @@ from typing import Any
 from vla_runtime.compose import BadArguments, Config, Result, build, main
 from vla_runtime.contract import Contract, at_rate, require_match
 from vla_runtime.interfaces import Policy
+from vla_runtime.seeds import check_seed
 from vla_runtime.serving.protocol import Keys
 from vla_runtime.serving.server import Access, PolicyServer
 
@@ -33,6 +34,7 @@ def serve(config: Config) -> Result:
     try:
         access = Access(config["token"], config["connections"], config["largest"], config["idle"])
         tls = _tls(config["certificate"], config["key"])
+        check_seed("seed", config["seed"])
     except (ValueError, OSError) as error:
         raise BadArguments(str(error)) from error
     if not isinstance(config["port"], int) or not 0 <= config["port"] < 65536:

@@ -25,6 +25,10 @@ class SpecMismatch(ValueError):
     """A value, or a whole contract, is not what the other side declared."""
 
 
+class InvalidAnswer(SpecMismatch):
+    """A policy answered with values that are not finite: nothing can execute them."""
+
+
 class UnsupportedTask(ValueError):
     """The environment has no scripted expert for this task."""
 

@@ -7,6 +7,7 @@ read can run code.
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import ssl
 import struct
@@ -36,6 +37,38 @@ def encryption(address: str, ca: str | None) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=ca)
     except OSError as error:
         raise ValueError(f"ca: expected a PEM file, got {ca}: {error}") from error
+
+
+PROXIES = ("http", "https", "socks5", "socks5h", "socks4", "socks4a")
+
+
+def proxy_of(proxy: str | None) -> str | None:
+    """The proxy that a connection goes through; None: it goes directly, whatever http_proxy and its like say, which are
+    meant for the web and not for a robot. ValueError for what is no address of a proxy, RuntimeError for one of SOCKS
+    without the package that speaks it.
+    """
+    if proxy is None:
+        return None
+    kind, separator, place = proxy.partition("://") if isinstance(proxy, str) else ("", "", "")
+    if kind not in PROXIES or not separator or not place:
+        raise ValueError(f"proxy: expected {PROXIES[0]}://host:port ({', '.join(PROXIES)}) or null, got {proxy!r}")
+    if kind.startswith("socks") and importlib.util.find_spec("python_socks") is None:
+        raise RuntimeError(
+            f"proxy={without_password(proxy)}: expected the package python-socks for a SOCKS proxy, got none; "
+            "pip install python-socks"
+        )
+    return proxy
+
+
+def without_password(address: str) -> str:
+    """An address without what stands before its @, for messages and files."""
+    kind, separator, place = address.partition("://")
+    return f"{kind}{separator}{place.rpartition('@')[2]}"
+
+
+def through(proxy: str | None) -> str:
+    """How a message names the way of a connection: nothing where it is direct."""
+    return "" if proxy is None else f" through the proxy {without_password(proxy)}"
 
 
 # Maps in a message, and values in a list of one, at most.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_damage_in_the_middle_and_repeats_are_refused(tmp_path):
         read_rows(tmp_path)
     path.write_text(2 * (json.dumps(row(0)) + "\n"))
     with pytest.raises(ValueError, match="line 2 repeats task 0 episode 0 latency 0s"):
+        read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"task": None}, {"episode": "0"}, {"loop": {}}, {"loop": {"latency": math.nan}}])
+def test_a_row_that_is_no_episode_of_a_run_is_damaged(tmp_path, changes):
+    path = tmp_path / "episodes.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in ({**row(0), **changes}, row(1))))
+    with pytest.raises(ValueError, match="line 1 is damaged"):
         read_rows(tmp_path)
 
 

@@ -217,3 +217,20 @@ def test_problems_are_of_few_kinds(server):
     until(lambda: any("others" in one for one in transport.health()))
     assert len(transport.health()) <= 22
     transport.close()
+
+
+def test_it_connects_directly_whatever_proxy_the_environment_names(server, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    transport = RosbridgeTransport(server.address)
+    transport.open([])
+    transport.close()
+    asked = RosbridgeTransport(server.address, proxy="http://127.0.0.1:9")
+    with pytest.raises(
+        RuntimeError, match=r"expected a rosbridge server at .* through the proxy http://127\.0\.0\.1:9,"
+    ):
+        asked.open([])
+    with pytest.raises(ValueError, match=r"transport\.proxy: expected http://host:port"):
+        RosbridgeTransport(server.address, proxy="nowhere")

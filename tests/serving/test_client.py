@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from numbered import Numbered, Policy, Recording, forgetful
 from served import NAMES, Served, metrics, serving, slow, small
 
 from policies.deprived import Deprived
+from vla_runtime.evaluation.folder import without_secrets
 from vla_runtime.messages import policy_document
 from vla_runtime.serving.client import RemoteError, RemotePolicy
 from vla_runtime.serving.protocol import Keys
@@ -210,3 +212,65 @@ def test_options_that_cannot_be_are_refused(options, message):
         RemotePolicy("ws://127.0.0.1:1", **options)
     with pytest.raises(RemoteError, match="expected a policy server"):
         RemotePolicy("ws://127.0.0.1:1", timeout=1.0)
+
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "socks_proxy", "HTTP_PROXY", "ALL_PROXY")
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+def test_proxies_of_the_environment_are_for_the_web_and_not_for_a_robot(monkeypatch, seen, variable):
+    """Even connections to this machine went through them, images and token included."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(variable, "socks5://127.0.0.1:9" if "socks" in variable else "http://127.0.0.1:9")
+    with serving(small()) as server:
+        remote = RemotePolicy(server.address, timeout=5)
+        assert remote.begin(0).predict([seen]).actions.shape == (16, 2)
+        remote.close()
+
+
+def test_a_proxy_that_is_asked_for_is_gone_through_and_named_without_its_password():
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port, heard = proxy.getsockname()[1], []
+
+        def refuse():
+            line, _ = proxy.accept()
+            heard.append(line.recv(4096))
+            line.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            line.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(RemoteError, match=rf"through the proxy http://127\.0\.0\.1:{port}, got") as refused:
+            RemotePolicy("ws://robot.invalid:8000", timeout=5, proxy=f"http://me:secret@127.0.0.1:{port}")
+        thread.join(5)
+    assert heard[0].startswith(b"CONNECT robot.invalid:8000 ")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "error", "message"),
+    [
+        ("127.0.0.1:3128", ValueError, r"policy\.proxy: expected http://host:port .* or null, got '127"),
+        ("ftp://127.0.0.1:1", ValueError, r"policy\.proxy: expected http://host:port"),
+        (True, ValueError, r"policy\.proxy: expected http://host:port .*, got True"),
+        (
+            "socks5://me:secret@127.0.0.1:1",
+            RuntimeError,
+            r"policy\.proxy=socks5://127.*expected the package python-socks",
+        ),
+    ],
+)
+def test_a_proxy_that_cannot_be_is_refused(monkeypatch, proxy, error, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(error, match=message) as refused:
+        RemotePolicy("ws://127.0.0.1:1", proxy=proxy)
+    assert "secret" not in str(refused.value)
+
+
+def test_no_file_holds_the_password_of_a_proxy():
+    proxy = "http://me:secret@proxy:3128"
+    kept = without_secrets({"policy": {"proxy": proxy, "token": "t"}, "transport": {"proxy": proxy}})
+    assert kept == {
+        "policy": {"proxy": "http://proxy:3128", "token": None}, "transport": {"proxy": "http://proxy:3128"}
+    }  # fmt: skip

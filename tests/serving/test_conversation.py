@@ -132,3 +132,68 @@ def test_a_message_of_too_many_parts_is_refused_before_it_is_made(seen):
         assert "expected at most 4096 maps" in line.recv()
         line.send(b"\xdd\x7f\xff\xff\xff")
         assert "message: expected one msgpack value" in line.recv()
+
+
+NAN = np.float32([[0.1, 0.2], [0.1, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("observation", "question", "told"),
+    [
+        ({}, {"committed": NAN}, r"committed: expected finite values, got nan in row 1, dimension 1 \(joints\.elbow\)"),
+        ({}, {"committed": np.zeros(2, np.float32)}, r"committed: expected float32 \[c, 2\] .*, got float32 \[2\]"),
+        ({}, {"committed": np.zeros((), np.float32)}, r"committed: expected float32 \[c, 2\] .*, got float32 \[\]"),
+        ({}, {"committed": np.zeros((1, 3), np.float32)}, r"committed: expected float32 .*, got float32 \[1, 3\]"),
+        ({}, {"committed": np.zeros((1, 2), np.complex64)}, r"committed: expected float32 .*, got complex64 \[1, 2\]"),
+        ({}, {"committed": np.zeros((9, 2), np.float32)}, "committed: expected at most 8 rows, got 9"),
+        ({}, {"committed": [[0.1, 0.2]]}, "committed: expected float32 .*, got list"),
+        ({}, {"deadline": float("nan")}, "expected a deadline in seconds or none, got nan"),
+        ({"time": "now"}, {}, "expected time in seconds, got str"),
+        ({"time": np.zeros(2)}, {}, "expected time in seconds, got ndarray"),
+        ({"time": float("inf")}, {}, "expected time in seconds, got inf"),
+        ({"image_times": {"hand": None}}, {}, r"expected image_times\['hand'\] in seconds, got NoneType"),
+        ({"image_times": [1.0]}, {}, "expected image_times as a map, got list"),
+        ({"instruction": None}, {}, "expected an instruction as text, got NoneType"),
+        ({"state": {"a": 1}}, {}, r"state: expected float32 \[4\] .*, got dict"),
+        ({"state": np.zeros(4, np.complex64)}, {}, r"state: expected float32 \[4\] .*, got complex64 \[4\]"),
+        ({"state": np.float32([0, 0, 0, np.nan])}, {}, "state: expected finite values, got nan in dimension 3"),
+        ({"images": {}}, {}, "camera 'overhead': expected an image, got"),
+        ({"images": None}, {}, "observation: expected state, images"),
+    ],
+)
+def test_questions_that_do_not_fit_are_named(seen, observation, question, told):
+    """They were answered with NaN, in numpy's words, or by an internal error."""
+    with serving(small()) as server, connect(server.address) as line:
+        line.recv()
+        line.send(ours(kind="begin", seed=0))
+        line.recv()
+        seen = {**observation_document(seen), **observation}
+        line.send(ours(**{"kind": "predict", "observations": [seen], "committed": None, "deadline": None, **question}))
+        answer = line.recv(5)
+        assert isinstance(answer, str), unpack(answer)
+        assert re.search(told, answer), answer
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"observation/state": {"a": 1}}, "expected real numbers under 'observation/state', got dict"),
+        ({"observation/state": None}, "expected real numbers under 'observation/state', got NoneType"),
+        ({"observation/state": "text"}, "expected real numbers under 'observation/state', got str"),
+        ({"observation/state": [[1.0], [1.0, 2.0]]}, "expected real numbers under 'observation/state', got list"),
+        ({"observation/state": np.zeros(4, complex)}, r"expected real numbers .*, got complex128 \[4\]"),
+        ({"observation/state": np.full(4, 1e300)}, "state: expected finite values, got inf in dimension 0"),
+        ({"prompt": None}, "expected text under 'prompt', got NoneType"),
+    ],
+)
+def test_openpi_questions_that_do_not_fit_are_named(seen, message, told):
+    with serving(small()) as server, connect(server.address) as line:
+        line.recv()
+        images = {key: seen.images[name] for name, key in NAMES.items()}
+        asked = {**images, "observation/state": seen.state, "prompt": "x"}
+        line.send(pack({**asked, **message}))
+        answer = line.recv(5)
+        assert isinstance(answer, str), unpack(answer)
+        assert re.search(told, answer), answer
+        line.send(pack({**asked, "observation/state": seen.state.tolist()}))
+        assert unpack(line.recv(5))["actions"].shape == (16, 2)

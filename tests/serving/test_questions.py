@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numbered import Policy, Recording
-from served import serving
+from served import NAMES, metrics, serving
+from websockets.sync.client import connect
 
 from vla_runtime.serving.client import RemoteError, RemotePolicy
 from vla_runtime.serving.server import PolicyServer
+from vla_runtime.wire import pack, unpack
 
 
 class Waiting(Policy):
@@ -117,3 +122,54 @@ def test_a_batch_needs_a_policy_that_can(env):
         PolicyServer(Policy(env), batch=2)
     with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         PolicyServer(Policy(env), batch=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_nobody_waits_for_any_more_is_not_asked(seen, batch):
+    """Each client that asked and hung up cost the next one a pass of the policy."""
+    asked, busy, released = [], threading.Event(), threading.Event()
+
+    class Counting(Waiting):
+        def begin(self, seed):
+            session = super().begin(seed)
+            plain = session.predict
+
+            def predict(observations, committed=None, deadline=None):
+                asked.append(seed)
+                busy.set()
+                assert released.wait(10)
+                return plain(observations, committed)
+
+            session.predict = predict
+            return session
+
+    question = {key: seen.images[name] for name, key in NAMES.items()}
+    question = pack({**question, "observation/state": seen.state, "prompt": "x"})
+
+    def client():
+        line = stack.enter_context(connect(server.address))
+        line.recv(5)
+        line.send(question)
+        return line
+
+    with serving(Counting(Recording(size=16)), batch=batch) as server, ExitStack() as stack:
+        stack.callback(released.set)
+        first = client()
+        assert busy.wait(10)
+        gone = [client() for _ in range(6)]
+        for line in gone:
+            line.socket.shutdown(socket.SHUT_RDWR)
+        await_metric(server, 'vla_requests_total{outcome="abandoned"} 6.0')
+        last = client()
+        released.set()
+        for line in (first, last):
+            assert unpack(line.recv(5))["actions"].shape == (16, 2)
+        assert len(asked) == 2
+
+
+def await_metric(server, text):
+    for _ in range(200):
+        if text in metrics(server):
+            return
+        time.sleep(0.02)  # noqa: TID251
+    pytest.fail(f"no {text} in:\n{metrics(server)}")

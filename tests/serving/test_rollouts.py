@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from numbered import Policy, Recording
 from served import serving
@@ -62,6 +63,52 @@ def test_a_run_goes_on_with_the_same_weights_elsewhere(tmp_path):
     with serving(Weighed("a")) as server:
         again, _ = run(tmp_path / "run", server, "policy.timeout=20")
     assert again["episodes"] == whole["episodes"]
+
+
+class Breaking(Weighed):
+    """Breaks in the second session."""
+
+    def begin(self, seed):
+        self.begun = getattr(self, "begun", 0) + 1
+        if self.begun == 2:
+            raise LookupError("out of memory")
+        return super().begin(seed)
+
+
+def test_what_a_server_broke_is_no_failure_of_the_policy_and_runs_again(tmp_path):
+    """A crashed server was scored as a failed policy, with exit code 0, and its episodes were never run again."""
+    with serving(Breaking("a")) as server:
+        broken, code = run(tmp_path / "run", server)
+    assert (code, broken["errors"], broken["infrastructure_errors"], broken["complete"]) == (1, 1, 1, False)
+    assert "says nothing about it; the same command runs them again" in (tmp_path / "run/report.html").read_text()
+    first = {row["episode"]: row for row in read_rows(tmp_path / "run") if row["error"] is None}
+    with serving(Weighed("a")) as server:
+        whole, code = run(tmp_path / "run", server)
+    assert (code, whole["errors"], whole["infrastructure_errors"], whole["complete"]) == (0, 0, 0, True)
+    rows = read_rows(tmp_path / "run")
+    assert len(rows) == whole["episodes"]
+    # What was finished was not played again.
+    assert all(row in rows for row in first.values())
+
+
+def test_nan_is_the_policys_own_failure(tmp_path):
+    def behave(session, seed):
+        plain = session.predict
+
+        def predict(observations, committed=None, deadline=None):
+            chunk = plain(observations)
+            return replace(chunk, actions=np.full_like(chunk.actions, np.nan))
+
+        session.predict = predict
+        return session
+
+    policy = Policy(Recording(size=64), behave)
+    policy.spec = replace(policy.spec, weights="a")
+    with serving(policy) as server:
+        summary, code = run(tmp_path / "run", server)
+    assert (code, summary["infrastructure_errors"], summary["complete"]) == (0, 0, True)
+    assert summary["errors"] == summary["episodes"]
+    assert {row["error_source"] for row in read_rows(tmp_path / "run")} == {"policy"}
 
 
 def test_a_server_that_does_not_say_what_it_serves_is_known_by_its_address(tmp_path):

@@ -114,7 +114,7 @@ def says_who(behaviour):
         session.predict = answer
         return session
 
-    return Policy(Recording(), behave)
+    return Policy(Recording(size=16), behave)
 
 
 def fails_to_build():
@@ -135,4 +135,4 @@ def forgetful():
         session.predict, session.forget = answer, lambda: told.append(None)
         return session
 
-    return Policy(Recording(), behave)
+    return Policy(Recording(size=16), behave)

@@ -31,7 +31,7 @@ def recorded(tmp_path, delays=(0.1,), limits=LIMITS, steps=30, told=None, images
     path, result, safety = tmp_path / "one.rec", Run(), Safety()
     source = iter(chain(delays, repeat(delays[-1])))
     # Nothing that could be built anew.
-    config["choices"] = {"policy": "expert"}
+    config |= {"choices": {"policy": "expert"}, "policy": {"_target_": "expert"}}
     recorder = Recorder(
         path,
         {"config": config, "seed": 0, "env": env_document(env.spec), "policy": policy_document(policy.spec)},

@@ -12,7 +12,7 @@ import numpy as np
 
 from vla_runtime.control.joins import Join, Live, Newest, Spline
 from vla_runtime.spline import SplineCurve
-from vla_runtime.types import ActionChunk, ActionSpec, Command, Float, SpecMismatch
+from vla_runtime.types import ActionChunk, ActionSpec, Command, Float, InvalidAnswer, SpecMismatch
 
 
 class ActionSchedule:
@@ -142,7 +142,12 @@ class ActionSchedule:
                 f"chunk: expected float32 [T, {self._spec.size}] with T >= 1, got {list(chunk.actions.shape)}"
             )
         for row in chunk.actions:
-            self._spec.validate(row)
+            try:
+                self._spec.validate(row)
+            except SpecMismatch as error:
+                if np.isfinite(row).all():
+                    raise
+                raise InvalidAnswer(str(error)) from error
         # Rows of a delta chunk mean increments per control period: at another period they mean another motion.
         if "delta" in self._spec.controls and abs(chunk.period - self._period) > 1e-9:
             raise SpecMismatch(

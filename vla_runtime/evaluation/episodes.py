@@ -26,7 +26,8 @@ from vla_runtime.control.smoothness import smoothness
 from vla_runtime.control.trace import Run, Tick, Trace, percentiles
 from vla_runtime.evaluation.building import build_environment, built_policy, decoding_for, latency_points, profiles
 from vla_runtime.evaluation.folder import Job, Row, latency_label, without_secrets
-from vla_runtime.evaluation.row import make_row
+from vla_runtime.evaluation.recorded_policy import with_absolute_paths
+from vla_runtime.evaluation.row import error_source, make_row
 from vla_runtime.evaluation.video import write_strip, write_video
 from vla_runtime.interfaces import Env, Policy
 from vla_runtime.machine import check_parent
@@ -124,7 +125,7 @@ class EpisodeRunner:
         task, episode, latency = job
         clock = SystemClock()
         began = clock.now()
-        result, error, facts, recorder, live = Run(), None, {}, None, None
+        result, error, source, facts, recorder, live = Run(), None, None, {}, None, None
         reset_s = 0.0
         try:
             facts = dict(self._env.reset(self._config["seed"], task, episode))
@@ -147,13 +148,13 @@ class EpisodeRunner:
         except (Exception, SystemExit) as problem:
             # Whatever a policy or an environment raises belongs into the row; the next episode goes on.
             _log.warning("task %d episode %d", task, episode, exc_info=True)
-            error = f"{type(problem).__name__}: {problem}"
+            error, source = f"{type(problem).__name__}: {problem}", error_source(problem)
         wall_s = clock.now() - began
         if recorder is not None:
             recorder.close(result, error)
         if live is not None:
             live.close()
-        row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen)
+        row = make_row(self.facts, job, result, facts, error, self._policy.spec.seen, source)
         spec, trace = self._env.spec, result.trace
         row["smoothness"] = smoothness(spec.action, spec.state, trace.commands, trace.states, trace.seams, spec.period)
         wanted = self._video == "all" or (self._video == "failures" and not row["success"])
@@ -198,7 +199,7 @@ class EpisodeRunner:
             return None
         header = {
             "versions": {"recording": 1, **self._common["versions"]},
-            "config": without_secrets(self._config),
+            "config": without_secrets(with_absolute_paths(self._config)),
             "job": list(job),
             "seed": seed,
             "env": env_document(self._env.spec),

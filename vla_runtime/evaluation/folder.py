@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from vla_runtime.disk import write_text
+from vla_runtime.wire import without_password
 
 Row = dict[str, Any]
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
@@ -33,9 +34,16 @@ class Job(NamedTuple):
 
 
 def job_of(row: Mapping[str, Any]) -> Job:
-    """Which episode of its run a row is."""
-    latency = row["loop"]["latency"]
-    return Job(row["task"], row["episode"], latency if isinstance(latency, str) else float(latency))
+    """Which episode of its run a row is. KeyError, TypeError or ValueError for one that does not say so."""
+    task, episode, latency = row["task"], row["episode"], row["loop"]["latency"]
+    if type(task) is not int or type(episode) is not int:
+        raise TypeError(f"expected task and episode as whole numbers, got {task!r} and {episode!r}")
+    if isinstance(latency, str):
+        return Job(task, episode, latency)
+    seconds = float(latency)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"expected a latency from 0 on, got {latency!r}")
+    return Job(task, episode, seconds)
 
 
 def latency_label(latency: float | str) -> str:
@@ -61,7 +69,7 @@ _BOOKKEEPING = ("out", "workers", "require", "timeout", "merge")
 # What makes an episode beside its configuration.
 _SAME = ("weights", "decode", "statistics", "contract", "control", "versions")
 # Of a policy that is served: where it is. What it is, rows say.
-_WAY_TO_POLICY = ("address", "timeout", "token", "ca")
+_WAY_TO_POLICY = ("address", "timeout", "token", "ca", "proxy")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -73,10 +81,16 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as files may hold it: tokens are nobody else's business."""
-    if not config.get("policy", {}).get("token"):
-        return dict(config)
-    return {**config, "policy": {**config["policy"], "token": None}}
+    """A config as files may hold it: tokens, and a proxy's password, are nobody else's business."""
+    found = dict(config)
+    for group in ("policy", "transport"):
+        values = found.get(group) or {}
+        hidden: dict[str, Any] = {"token": None} if values.get("token") else {}
+        if values.get("proxy"):
+            hidden["proxy"] = without_password(values["proxy"])
+        if hidden:
+            found[group] = {**values, **hidden}
+    return found
 
 
 def config_differences(have: dict[str, Any], want: dict[str, Any], prefix: str = "") -> list[str]:
@@ -144,10 +158,33 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: expected a run's folder with config.yaml, got none; make one with vla_runtime.rollout"
         )
-    config = yaml.safe_load(path.read_text())
+    remedy = "restore it from a copy, or run it again in another out="
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected readable YAML, got {error}; {remedy}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a mapping, got {type(config).__name__}")
+        raise ValueError(f"{path}: expected a mapping, got {type(config).__name__}; {remedy}")
+    # What every reader takes for granted.
+    for key in ("choices", "env", "policy", "loop"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"{path}: expected a mapping under {key!r}, got {config[key]!r}; {remedy}")
     return config
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run; ValueError where there is none, or none that can be read."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        summary = error
+    if not isinstance(summary, dict) or type(summary.get("missing")) is not int:
+        got = f"{type(summary).__name__}: {summary}" if isinstance(summary, Exception) else f"{summary!r:.60}"
+        raise ValueError(
+            f"{path}: expected the summary of a run, got {got}; run its command again with out={folder} to write it"
+        )
+    return summary
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -173,7 +210,7 @@ def read_rows(folder: Path) -> list[Row]:
                 _log.warning("%s: the last line (%d) is damaged and dropped; its episode runs again", path, number)
                 break
             raise ValueError(
-                f"{path}: expected one JSON object a line, line {number} is damaged; "
+                f"{path}: expected one JSON object a line (task, episode, loop.latency), line {number} is damaged; "
                 "restore the file or start over in another out="
             ) from None
         if key in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from vla_runtime.evaluation.folder import (
     job_of,
     read_config,
     read_rows,
+    read_summary,
     sort_rows,
 )
+from vla_runtime.evaluation.row_check import check_rows
 from vla_runtime.evaluation.summary import finish
 
 
@@ -35,10 +36,11 @@ def merge(config: Config, parts: list[Path], folder: Path) -> dict[str, Any]:
             raise ValueError(f"merge: {part} is another run than {parts[0]}:\n  " + "\n  ".join(found))
     rows: dict[Job, Row] = {}
     for part in parts:
-        summary = part / "summary.json"
-        if not summary.exists() or not json.loads(summary.read_text())["complete"]:
+        if read_summary(part)["missing"]:
             raise ValueError(f"merge: expected finished shards, {part} is not; run its command again with out={part}")
-        for row in read_rows(part):
+        held = read_rows(part)
+        check_rows(part, held)
+        for row in held:
             key = job_of(row)
             if key in rows:
                 raise ValueError(f"merge: {key} is in more than one of {[str(p) for p in parts]}")

@@ -112,10 +112,16 @@ def _settings(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 def _warnings(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     lines = []
-    if not summary.get("complete", True):
+    if len(rows) < summary["episodes"]:
         lines.append(
             f"This run is not complete: {len(rows)} of {summary['episodes']} episodes are finished; "
             "the rest count as failures."
+        )
+    errors = summary.get("infrastructure_errors", 0)
+    if errors:
+        lines.append(
+            f"In {errors} of {len(rows)} episodes something else than the policy went wrong, which says nothing about "
+            "it; the same command runs them again. Here they count as failures."
         )
     broken = _broken(rows)
     if broken:

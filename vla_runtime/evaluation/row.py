@@ -6,8 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from vla_runtime.control.limits import LimitExceeded
 from vla_runtime.control.trace import Run, percentiles
 from vla_runtime.evaluation.folder import Job, Row
+from vla_runtime.types import InvalidAnswer
+
+# Whose an error is. The policy's is a failure like any other; of the rest (a server or renderer that is gone, a process
+# that died, a program's mistake) nothing follows about the policy, and the episode is played again.
+POLICY, INFRASTRUCTURE = "policy", "infrastructure"
+
+
+def error_source(problem: BaseException) -> str:
+    """Whether the policy asked for what must not be executed, or something else broke."""
+    return POLICY if isinstance(problem, (InvalidAnswer, LimitExceeded)) else INFRASTRUCTURE
 
 
 def make_row(
@@ -17,8 +28,11 @@ def make_row(
     initial: dict[str, Any],
     error: str | None,
     seen: frozenset[str] = frozenset(),
+    source: str | None = None,
 ) -> Row:
-    """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told."""
+    """An episode's row without `timing`. facts: `EpisodeRunner.facts`; initial: what the reset told; source: of an
+    error, POLICY or INFRASTRUCTURE.
+    """
     task, episode, latency = job
     state = initial.get("initial_state")
     profile = {"profile": facts["profiles"][latency]} if latency in facts["profiles"] else {}
@@ -45,6 +59,7 @@ def make_row(
         "delay": round(float(np.mean(result.trace.delays)), 6) if result.trace.delays else None,
         "plan_age": percentiles(result.trace.ages),
         "error": error,
+        "error_source": source,
         "facts": {key: value for key, value in initial.items() if key != "initial_state"},
         "smoothness": None,
         "timeline": None,
@@ -55,7 +70,7 @@ def make_row(
 
 def failure_row(facts: dict[str, Any], job: Job, error: str) -> Row:
     """The row of an episode whose process crashed or hung."""
-    row = make_row(facts, job, Run(), {}, error)
+    row = make_row(facts, job, Run(), {}, error, source=INFRASTRUCTURE)
     return {
         **row,
         "timing": {"wall_s": None, "reset_s": None, "latencies_ms": [], "tick_us": percentiles([]), "overruns": 0},

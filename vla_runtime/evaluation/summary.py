@@ -14,6 +14,7 @@ from vla_runtime.control.trace import percentiles
 from vla_runtime.disk import write_text
 from vla_runtime.evaluation.folder import Job, Row, job_of
 from vla_runtime.evaluation.report import write_report
+from vla_runtime.evaluation.row import INFRASTRUCTURE
 from vla_runtime.evaluation.statistics import wilson_interval
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ def finish(config: Config, rows: list[Row], requested: Sequence[Job], folder: Pa
 def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
     """The last line of a rollout. Errors and missing episodes count as not successful.
 
+    infrastructure_errors: those of `errors` that say nothing about the policy; missing: episodes without a row;
+    complete: there is none of either.
+
     With several latencies the same episodes count several times: an interval is then told for each alone.
     """
     requested, points = len(jobs), by_latency(rows, jobs)
@@ -44,6 +48,7 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], 
             repeats,
         )
     successes = sum(row["success"] for row in rows)
+    broken, missing = len(infrastructure_errors(rows)), requested - len(rows)
     latencies = [latency for row in rows for latency in row["timing"]["latencies_ms"]]
     interval = wilson_interval(successes, requested)
     return {
@@ -52,6 +57,7 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], 
         "episodes": requested,
         "successes": successes,
         "errors": sum(row["error"] is not None for row in rows),
+        "infrastructure_errors": broken,
         "success_rate": round(successes / requested, 6),
         "ci95": None if points else [round(limit, 6) for limit in interval],
         "latency_ms": percentiles(latencies),
@@ -62,9 +68,15 @@ def summarise(config: dict[str, Any], rows: Sequence[Row], jobs: Sequence[Job], 
         "by_latency": points,
         "repeated_states": repeats,
         "premises_broken": sum(row["facts"].get("premise") is False for row in rows),
-        "complete": len(rows) == requested,
+        "missing": missing,
+        "complete": not broken and not missing,
         "out": str(folder),
     }
+
+
+def infrastructure_errors(rows: Sequence[Row]) -> list[Row]:
+    """Rows of episodes that something else than the policy ended: they are played again."""
+    return [row for row in rows if row["error_source"] == INFRASTRUCTURE]
 
 
 def repeated(rows: Sequence[Row]) -> int:

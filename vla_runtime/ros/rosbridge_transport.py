@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from vla_runtime.robot_side import Topic
@@ -22,7 +22,7 @@ from vla_runtime.ros.messages import decode
 from vla_runtime.ros.ros1 import decode_ros1
 from vla_runtime.ros.transport import Inbox, OnMessage
 from vla_runtime.ros.words import from_words, to_words, type_name
-from vla_runtime.wire import bound_sending, encryption
+from vla_runtime.wire import bound_sending, encryption, proxy_of, through
 
 COMPRESSIONS = ("none", "cbor", "cbor-raw")
 # Seconds: to connect, between two attempts, and after which a server that does not answer a ping is gone.
@@ -37,10 +37,13 @@ class RosbridgeTransport:
     """A client of the rosbridge server at `address` (ws://host:9090).
 
     ros: 1 or 2, which the server speaks with. compression: how messages come: none (JSON), cbor, cbor-raw. ca: a PEM
-    file of who vouches for a wss:// server, None for whom the system trusts.
+    file of who vouches for a wss:// server, None for whom the system trusts. proxy: of a connection that is not to be
+    direct.
     """
 
-    def __init__(self, address: str, ros: int = 2, compression: str = "none", ca: str | None = None):
+    def __init__(
+        self, address: str, ros: int = 2, compression: str = "none", ca: str | None = None, proxy: str | None = None
+    ):
         if ros not in (1, 2):
             raise ValueError(f"transport.ros: expected 1 or 2, got {ros!r}")
         if compression not in COMPRESSIONS:
@@ -55,9 +58,9 @@ class RosbridgeTransport:
                     "pip install 'vla_runtime[ros]'"
                 ) from error
         try:
-            self._tls = encryption(address, ca)
-        except ValueError as error:
-            raise ValueError(f"transport.{error}") from error
+            self._tls, self._proxy = encryption(address, ca), proxy_of(proxy)
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"transport.{error}") from error
         self._address, self._ros, self._compression = address, ros, compression
         self._inbox = Inbox()
         self._said: Sequence[Topic] = ()
@@ -74,10 +77,10 @@ class RosbridgeTransport:
         self._said = publishes
         try:
             self._connect()
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as error:
+        except (OSError, InvalidHandshake, InvalidProxy, InvalidURI, TimeoutError) as error:
             raise RuntimeError(
-                f"transport=rosbridge: expected a rosbridge server at {self._address}, got {type(error).__name__}: "
-                f"{error}"
+                f"transport=rosbridge: expected a rosbridge server at {self._address}{through(self._proxy)}, got "
+                f"{type(error).__name__}: {error}"
             ) from error
         for name, work in (("rosbridge-in", self._listen), ("rosbridge-out", self._write)):
             self._threads.append(threading.Thread(target=work, name=name, daemon=True))
@@ -130,7 +133,7 @@ class RosbridgeTransport:
         connection = self._open.enter_context(
             connect(
                 self._address, open_timeout=_CONNECT_S, close_timeout=1, max_size=_LARGEST, compression=None,
-                ping_interval=_PING_S, ping_timeout=_PING_S, ssl=self._tls,
+                ping_interval=_PING_S, ping_timeout=_PING_S, ssl=self._tls, proxy=self._proxy,
             )
         )  # fmt: skip
         bound_sending(connection.socket, _SEND_S)

@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidProxy, InvalidURI
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 
@@ -24,7 +24,7 @@ from vla_runtime.interfaces import Session
 from vla_runtime.messages import ENCODINGS, encode_image, observation_document, read_chunk, read_policy
 from vla_runtime.serving.protocol import OURS, VERSION, Keys
 from vla_runtime.types import ActionChunk, EnvSpec, Float, Observation, PolicySpec, SpecMismatch
-from vla_runtime.wire import bound_sending, encryption, pack, unpack
+from vla_runtime.wire import bound_sending, encryption, pack, proxy_of, through, unpack
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class RemotePolicy:
     encoding: how images travel: raw, png or jpeg. timeout: seconds for an answer, and for a connection. token: shown as
     an openpi server's API key. contract: what a server that is not ours serves, as a document or a YAML file; keys:
     how it wants things named, as `vla_runtime.serving.protocol.Keys`. ca: a PEM file of who vouches for a wss://
-    server, None for whom the system trusts. RemoteError when there is no server, SpecMismatch when it serves another
+    server, None for whom the system trusts. proxy: http://host:port or the like that connections go through, None for
+    none, whatever the environment says. RemoteError when there is no server, SpecMismatch when it serves another
     contract than `contract`.
     """
 
@@ -55,6 +56,7 @@ class RemotePolicy:
         contract: Mapping[str, Any] | str | None = None,
         keys: Mapping[str, Any] | None = None,
         ca: str | None = None,
+        proxy: str | None = None,
     ):
         if encoding not in ENCODINGS:
             raise ValueError(f"policy.encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
@@ -62,9 +64,9 @@ class RemotePolicy:
             raise ValueError(f"policy.timeout: expected more than 0 seconds, got {timeout}")
         self.address, self.encoding, self._token, self._timeout = address, encoding, token, timeout
         try:
-            self._tls = encryption(address, ca)
-        except ValueError as error:
-            raise ValueError(f"policy.{error}") from error
+            self._tls, self._proxy = encryption(address, ca), proxy_of(proxy)
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"policy.{error}") from error
         # Whoever still has a session keeps its line; a session that is gone takes its line along.
         self._lines: WeakSet[_Line] = WeakSet()
         line = self._line()
@@ -122,7 +124,7 @@ class RemotePolicy:
         return {**images, keys.state: newest.state, keys.prompt: newest.instruction}
 
     def _line(self) -> _Line:
-        line = _Line(self.address, self._token, self._timeout, self._tls)
+        line = _Line(self.address, self._token, self._timeout, self._tls, self._proxy)
         self._lines.add(line)
         return line
 
@@ -130,8 +132,11 @@ class RemotePolicy:
 class _Line:
     """One connection, made when it is needed and given up when anything goes wrong on it."""
 
-    def __init__(self, address: str, token: str | None, timeout: float, tls: ssl.SSLContext | None = None):
-        self._address, self._token, self._timeout, self._tls = address, token, timeout, tls
+    def __init__(
+        self, address: str, token: str | None, timeout: float, tls: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+    ):  # fmt: skip
+        self._address, self._token, self._timeout, self._tls, self._proxy = address, token, timeout, tls, proxy
         self._connection: ClientConnection | None = None
         self._open = ExitStack()
 
@@ -150,15 +155,15 @@ class _Line:
             self._connection = self._open.enter_context(
                 connect(
                     self._address, open_timeout=self._timeout, close_timeout=1, max_size=_LARGEST, compression=None,
-                    additional_headers=headers, ssl=self._tls,
+                    additional_headers=headers, ssl=self._tls, proxy=self._proxy,
                 )
             )  # fmt: skip
             bound_sending(self._connection.socket, self._timeout)
             return self._received()
-        except (OSError, InvalidHandshake, InvalidURI, TimeoutError, ConnectionClosed) as error:
+        except (OSError, InvalidHandshake, InvalidProxy, InvalidURI, TimeoutError, ConnectionClosed) as error:
             self.drop()
             raise RemoteError(
-                f"{self._address}: expected a policy server, got {type(error).__name__}: {error}"
+                f"{self._address}: expected a policy server{through(self._proxy)}, got {type(error).__name__}: {error}"
             ) from error
 
     def exchange(self, message: Mapping[str, Any]) -> Any:
@@ -266,8 +271,9 @@ def remote(
     contract: str | None = None,
     keys: Mapping[str, Any] | None = None,
     ca: str | None = None,
+    proxy: str | None = None,
 ) -> RemotePolicy:
     """As `rollout` builds it; the runner compares its contract with the environment's."""
     if not address:
         raise ValueError("policy.address: expected ws://host:port, got none")
-    return RemotePolicy(address, encoding, timeout, token, contract, keys, ca)
+    return RemotePolicy(address, encoding, timeout, token, contract, keys, ca, proxy)

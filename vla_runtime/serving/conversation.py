@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from vla_runtime.control.clock import Clock
 from vla_runtime.control.planner import forget
 from vla_runtime.interfaces import Policy, Session
 from vla_runtime.messages import chunk_document, read_observation
+from vla_runtime.question import check_committed, check_observations
 from vla_runtime.serving.protocol import OURS, VERSION, Keys, check_kind, read_openpi
 from vla_runtime.serving.questions import Questions
 from vla_runtime.wire import pack, unpack
@@ -41,7 +41,7 @@ class Conversation:
             return await self._openpi(message, began)
         if kind == "begin":
             seed = message.get("seed")
-            if not isinstance(seed, int) or seed < 0:
+            if type(seed) is not int or seed < 0:
                 raise ValueError(f"begin: expected a seed from 0 on, got {seed!r}")
             self._session, _ = await self._questions.think(self._policy.begin, seed)
             return pack({OURS: VERSION, "kind": "begun"})
@@ -62,10 +62,13 @@ class Conversation:
         cameras = self._policy.spec.cameras
         observations = await asyncio.to_thread(lambda: [read_observation(one, cameras) for one in seen])
         committed, deadline = message.get("committed"), message.get("deadline")
-        if committed is not None and not isinstance(committed, np.ndarray):
-            raise ValueError(f"predict: expected committed rows as an array, got {type(committed).__name__}")
+        # Here, too: not every policy checks what it is asked, and what breaks inside one tells its client nothing.
+        check_observations(self._policy.spec, observations)
+        check_committed(self._policy.spec, committed)
         if deadline is not None and (isinstance(deadline, bool) or not isinstance(deadline, int | float)):
             raise ValueError(f"predict: expected a deadline in seconds or none, got {type(deadline).__name__}")
+        if deadline is not None and not math.isfinite(deadline):
+            raise ValueError(f"predict: expected a deadline in seconds or none, got {deadline}")
         chunk, seconds = await self._questions.predict(lambda: session, observations, committed, deadline)
         answer = {OURS: VERSION, "kind": "chunk", "chunk": chunk_document(chunk)}
         return pack({**answer, "server_timing": self._timing(seconds, began)})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vla_runtime.messages import decode_image, policy_document
-from vla_runtime.types import Observation, PolicySpec, SpecMismatch
+from vla_runtime.types import Float, Observation, PolicySpec, SpecMismatch
 
 VERSION = 1
 OURS = "vla_runtime"
@@ -67,12 +67,25 @@ def read_openpi(message: Mapping[str, Any], spec: PolicySpec, keys: Keys, time: 
     images = {name: decode_image(found(key, f"camera {name}"), shapes[name]) for name, key in keys.cameras.items()}
     for camera in spec.cameras:
         camera.validate(images[camera.name])
-    state = np.asarray(found(keys.state, "the state"), np.float32)
+    state = _numbers(found(keys.state, "the state"), keys.state)
     spec.state.validate(state)
     prompt = found(keys.prompt, "the instruction")
     if not isinstance(prompt, str):
         raise SpecMismatch(f"observation: expected text under {keys.prompt!r}, got {type(prompt).__name__}")
     return Observation(state, images, prompt, time, dict.fromkeys(images, time))
+
+
+def _numbers(value: Any, key: str) -> Float:
+    """An array or a list of real numbers as float32."""
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        numbers = np.asarray(None)
+    if numbers.dtype.kind not in "fiu":
+        got = f"{numbers.dtype} {list(numbers.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise SpecMismatch(f"observation: expected real numbers under {key!r}, got {got}")
+    with np.errstate(over="ignore"):  # what is too large is not finite, and refused as that
+        return numbers.astype(np.float32)
 
 
 def check_kind(message: Any, kinds: tuple[str, ...]) -> str | None:

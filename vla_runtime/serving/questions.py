@@ -18,8 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 class Questions:
-    """Answered by `policy` in a thread of its own. batch: how many may be answered in one pass; took: told the seconds
-    of each. ValueError for a batch below 1, and for more than one where the policy cannot.
+    """Answered by `policy` in a thread of its own, in the order in which they came; one that is cancelled while it
+    waits is never asked. batch: how many may be answered in one pass; took: told the seconds of each. ValueError for a
+    batch below 1, and for more than one where the policy cannot.
     """
 
     def __init__(self, policy: Policy, clock: Clock, batch: int, took: Callable[[float], None]):
@@ -44,6 +45,10 @@ class Questions:
     def end(self, wait: bool = True) -> None:
         """No more questions; what is thought about is waited for, or left."""
         self._thread.shutdown(wait=wait, cancel_futures=not wait)
+
+    async def idle(self) -> None:
+        """Wait until the policy's thread has done all that it was given before."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
 
     async def warm_up(self, seed: int) -> None:
         """Let the policy answer once; what its first takes is told to nobody."""
@@ -80,7 +85,11 @@ class Questions:
         """Answer all that wait, as many at a time as are allowed."""
         try:
             while self._asked:
-                some, self._asked = self._asked[: self._batch], self._asked[self._batch :]
+                # Whoever has gone while waiting is not asked about.
+                waiting = [one for one in self._asked if not one.answer.done()]
+                some, self._asked = waiting[: self._batch], waiting[self._batch :]
+                if not some:
+                    continue
                 for one, found in zip(some, await self._answers(some), strict=True):
                     # Whoever has gone meanwhile needs none.
                     if not one.answer.done():

@@ -12,9 +12,10 @@ import hmac
 import http
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -126,7 +127,7 @@ class PolicyServer:
             # No new questions; whoever waits for an answer gets it.
             self._draining = True
             try:
-                await asyncio.wait_for(self._quiet.wait(), _DRAIN)
+                await asyncio.wait_for(self._finished(), _DRAIN)
             except TimeoutError:
                 _log.error("expected the policy to answer within %g s of the end, got nothing", _DRAIN)
                 self._questions.end(wait=False)
@@ -136,6 +137,11 @@ class PolicyServer:
                 return False
         self._questions.end()
         return True
+
+    async def _finished(self) -> None:
+        """Everybody who waited has an answer, and the policy thinks about nothing that was abandoned."""
+        await self._quiet.wait()
+        await self._questions.idle()
 
     async def warm_up(self) -> None:
         """Let the policy answer a question once, whatever it says, so that nobody waits for what its first takes."""
@@ -188,8 +194,10 @@ class PolicyServer:
         self._in_flight += 1
         self._quiet.clear()
         try:
-            answer: str | bytes = await client.answer(frame, began)
+            answer: str | bytes = await _while_open(connection, client.answer(frame, began))
             outcome = "answered"
+        except _Gone:
+            answer, outcome = "", "abandoned"
         except ValueError as error:
             answer, outcome = str(error), "refused"
         except Exception:
@@ -197,7 +205,7 @@ class PolicyServer:
             _log.exception("a request failed")
             answer, outcome = "internal error; the server's log says more", "failed"
         try:
-            # One who asks and does not listen must not keep a server from ending.
+            # One who asks and does not listen must not keep a server from ending. To one who is gone this says so.
             await asyncio.wait_for(connection.send(answer), self._access.idle)
         finally:
             self._metrics.requests.labels(outcome).inc()
@@ -205,3 +213,22 @@ class PolicyServer:
             self._in_flight -= 1
             if not self._in_flight:
                 self._quiet.set()
+
+
+class _Gone(Exception):
+    """Nobody waits for this answer any more."""
+
+
+async def _while_open(connection: ServerConnection, answer: Coroutine[Any, Any, bytes]) -> bytes:
+    """The answer to a client's question. _Gone where its connection closes first: a question that still waits for the
+    policy is then never asked, so that it delays nobody else.
+    """
+    asked, closed = asyncio.ensure_future(answer), asyncio.ensure_future(connection.wait_closed())
+    try:
+        await asyncio.wait((asked, closed), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise _Gone
+        return asked.result()
+    finally:
+        asked.cancel()
+        closed.cancel()
