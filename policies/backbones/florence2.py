@@ -132,7 +132,9 @@ class Florence2(nn.Module):
         ids, keep = (values.to(self.primitives.device) for values in self.instructions.encode(batch.instructions))
         views = torch.stack([resize(batch.images[camera], size) for camera in cameras], dim=1)
         pixels = views.flatten(0, 1).permute(0, 3, 1, 2).to(self.primitives.dtype) / 255
-        seen = self.model.vision_tower((pixels - self.mean) / self.deviation).last_hidden_state
+        # These constants stay in fp32 whatever the network is in.
+        mean, deviation = self.mean.to(pixels.dtype), self.deviation.to(pixels.dtype)
+        seen = self.model.vision_tower((pixels - mean) / deviation).last_hidden_state
         image_tokens = self.model.multi_modal_projector(seen).reshape(len(batch), -1, self.width)
         primitives = self.primitives.expand(len(batch), 1, -1)
         state = self.state(batch.state_BS.to(self.primitives.dtype))[:, None]
