@@ -1,7 +1,4 @@
-"""Every Triton kernel of a Llama beside its reference lines, in Triton's interpreter.
-
-    TRITON_INTERPRET=1 python interpreted.py
-"""
+"""Every Triton kernel of a Llama beside its reference lines, in Triton's interpreter: run with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 

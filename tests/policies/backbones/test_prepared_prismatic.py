@@ -146,8 +146,10 @@ class Launches(TorchDispatchMode):
     """Counts operators that compute something, as a device would launch them."""
 
     VIEWS = frozenset(
-        "view _unsafe_view t transpose slice select split split_with_sizes unsqueeze expand empty new_empty detach alias "
-        "permute as_strided".split()
+        {
+            *("view", "_unsafe_view", "t", "transpose", "slice", "select", "split", "split_with_sizes", "unsqueeze"),
+            *("expand", "empty", "new_empty", "detach", "alias", "permute", "as_strided"),
+        }
     )
 
     def __init__(self):
@@ -204,7 +206,7 @@ def test_in_half_precision_and_in_eight_bits_it_is_near():
         found = prepared.step(getattr(prepared, begin)(*prepared.features(sample)), slots)
         # The same eight bits, but for what rounding moves to the next step.
         assert (found - plain).abs().max() < 0.3 * (plain - wanted).abs().max()
-    assert 1e-3 < (plain - wanted).abs().max() < 0.2
+    assert 1e-4 < (plain - wanted).abs().max() < 0.2
 
 
 def adapted():
@@ -254,7 +256,7 @@ def test_heads_that_need_the_backbone_itself_say_so():
     backbone = tiny()
     prepared, sample = backbone.prepared_inference(), batch("Lift")
     head = Autoregressive(Bins(ROWS, SIZE), WIDTH, 2)
-    with pytest.raises(ValueError, match="autoregressive.* needs the backbone itself"):
+    with pytest.raises(ValueError, match=r"autoregressive.* needs the backbone itself"):
         head.decode(prepared, prepared.encode(sample), None, head.draw(1, torch.Generator()), 1)
     oft = tiny("oft").prepared_inference()
     with pytest.raises(ValueError, match=r"decode\.refresh: expected the backbone itself"):
