@@ -17,7 +17,7 @@ from policies.decoders import CapturedDecoder, Decoder, Graphs, GuidedFlow, Mask
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
-from policies.precision import DTYPES, precision_of
+from policies.precision import DTYPES, precision_of, require_speed
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
 from vla_runtime.decoding.graphs import CapturedBackbone, require_cuda
@@ -43,7 +43,7 @@ class Decode:
     given, instead of telling the network of them (real-time chunking at inference).
     graphs: CUDA graphs, captured before the first chunk: of all steps with exact or bac, else of every pass.
     precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
-    int8 or fp8; None as they were loaded, in fp32.
+    fp8, or in int8, which saves memory only; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
     """
 
@@ -170,10 +170,11 @@ def with_steps(head: Any, decode: Decode) -> Any:
 
 def running(backbone: Any, decode: Decode) -> Any:
     """What sessions ask instead of the backbone: its passes captured where graphs are asked for. ValueError for graphs
-    without a GPU.
+    without a GPU, and for weights in int8.
     """
     if not decode.graphs:
         return backbone
+    require_speed(precision_of(backbone))
     require_cuda(next(backbone.parameters()).device)
     return CapturedBackbone(backbone)
 

@@ -105,14 +105,18 @@ def test_a_gpu_without_triton_is_announced(monkeypatch, caplog):
     assert not llama_kernels.fused("cpu")
 
 
-def test_kernels_are_their_reference_lines_in_triton_s_interpreter(need):
+@pytest.mark.parametrize(
+    ("script", "interpret", "said"), [("interpreted", "1", "equal"), ("compiled", "0", "compiled")]
+)
+def test_kernels_are_their_reference_lines_in_triton_s_interpreter_and_compile(need, tmp_path, script, interpret, said):
     if importlib.util.find_spec("triton") is None:
         need("triton")
+    places = {"PYTHONPATH": str(SUPPORT.parent.parent), "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, str(SUPPORT / "interpreted.py")], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(SUPPORT.parent.parent)},
+        [sys.executable, str(SUPPORT / f"{script}.py")], capture_output=True, text=True, timeout=120,
+        env={**os.environ, **places, "TRITON_INTERPRET": interpret},
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{said}\n"), done.stderr
 
 
 @pytest.mark.gpu

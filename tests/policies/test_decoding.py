@@ -274,6 +274,12 @@ def test_a_precision_that_is_not_active_is_refused(make_policy, tmp_path, monkey
         Decode(precision="fp4")
 
 
+def test_graphs_are_refused_for_weights_that_save_memory_only(make_policy, tmp_path):
+    save_policy(tmp_path / "saved", make_policy("beast"), {}, {})
+    with pytest.raises(ValueError, match=r"decode\.graphs: expected a precision that saves time, got int8"):
+        load_policy(tmp_path / "saved", decode=Decode("plain", precision="int8", graphs=True))
+
+
 def test_a_deadline_counts_from_the_observation_on(make_policy, observations, monkeypatch):
     policy = make_policy("discrete_diffusion", decoding={"rounds": 6}).decoding(Decode("plain", deadline=0.15))
     clock, encode = SystemClock(), policy.backbone.encode
