@@ -89,7 +89,7 @@ class PreparedPrismatic:
             count = context.length
             memory = self._llama.memory(prefix_BND, count + self._room)
             groups: list[Group] = [(0, count, count)]
-            self._llama.run(prefix_BND.clone(), self._llama.places((0, count)), memory, 0, groups)
+            self._llama.run(_own(prefix_BND), self._llama.places((0, count)), memory, 0, groups)
             context.prefix_BND, context.memory = None, memory
         return context
 
@@ -170,7 +170,7 @@ class PreparedPrismatic:
         first = count if prefix is None else 0
         parts = [] if prefix is None else [prefix]
         parts += [slots] if cond is None else [cond[:, None], slots]
-        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else slots.clone()
+        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else _own(slots)
         ends = count + told + length
         # The place behind the prefix is the time token's, also where there is none.
         if cond is None and prefix is None:
@@ -196,3 +196,8 @@ class PreparedPrismatic:
         if memory is not None:
             larger[..., :count, :] = memory[..., :count, :]
         return larger
+
+
+def _own(tokens: Tensor) -> Tensor:
+    """A copy that may be written over, its rows behind each other."""
+    return tokens.clone(memory_format=torch.contiguous_format)

@@ -137,7 +137,7 @@ def test_kernels_are_their_reference_lines_on_a_gpu(name, dtype):
         pairs.append((wanted[0].float() * wanted[1], found[0].float() * found[1]))
     else:
         pairs.append((wanted, found))
-    tolerance = 0.1 if name.endswith(("fp8", "rows")) else 1e-5 if dtype == torch.float32 else 2e-2
+    tolerance = 0.15 if name.endswith(("fp8", "rows")) else 1e-5 if dtype == torch.float32 else 2e-2
     for one, other in pairs:
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(other.cpu().float(), one.float(), rtol=tolerance, atol=tolerance)

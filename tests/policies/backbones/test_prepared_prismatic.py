@@ -19,6 +19,7 @@ from policies.lora import Lora, add_adapters
 from policies.precision import set_precision
 from policies.tokenizers.bins import Bins
 from policies.tokenizers.bspline import BSpline
+from vla_runtime.decoding.graphs import Captured
 from vla_runtime.decoding.masked import MaskedDecoding
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
@@ -261,3 +262,32 @@ def test_heads_that_need_the_backbone_itself_say_so():
     oft = tiny("oft").prepared_inference()
     with pytest.raises(ValueError, match=r"decode\.refresh: expected the backbone itself"):
         RefreshedPrefix(oft, [0]).step(oft.encode(sample), slots_of(1, 4))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_a_whole_decode_is_captured_and_is_the_backbone_s_own(attention, precision):
+    backbone, sample = loud(attention), batch(*SAME)
+    wanted = backbone(sample, slots_of(2, 5)), backbone(sample, slots_of(2, 5, seed=1))
+    set_precision(backbone, [], "cuda", precision)
+    there = sample.to("cuda")
+    dtype = next(backbone.parameters()).dtype
+    slots = [slots_of(2, 5, seed=seed).to("cuda", dtype) for seed in (5, 1)]
+    plain = [backbone(there, one) for one in slots]
+    prepared = backbone.prepared_inference()
+    text = prepared.encode_text(SAME)
+
+    def rounds(*given):
+        scene = prepared.encode_scene(dict(zip("ab", given[:2], strict=True)), given[2], *text)
+        context = prepared.postpone(*scene)
+        return tuple(prepared.step(context, one) for one in given[3:])
+
+    given = [there.images["a"], there.images["b"], there.state_BS, *slots]
+    captured = Captured(rounds, [torch.zeros_like(one) for one in given])
+    for found, same, whole in zip(captured(*given), plain, wanted, strict=True):
+        found, same = found.cpu().float(), same.cpu().float()
+        assert (found - same).norm() < (1e-4 if precision == "fp32" else 0.1) * same.norm()
+        # The towers' convolutions may run in TF32.
+        assert (found - whole).norm() < (1e-2 if precision == "fp32" else 0.2) * whole.norm()
