@@ -195,7 +195,7 @@ class ChunkGraphs:
         def run(*values: Tensor) -> tuple[Tensor, Tensor]:
             images, state, text, noise, committed, warm = with_tensors(value, values)
             scene = self._backbone.encode_scene(dict(zip(names, images, strict=True)), state, *text)
-            context = self._backbone.remember(*scene)
+            context = self._backbone.postpone(*scene)
             named = dict(zip(drawn, noise, strict=True))
             return decoder.run_numbered(context, committed, named, batch, warm, first, full)
 

@@ -19,7 +19,7 @@ from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.fused import FusedDecoder
 from policies.heads.prepared import PreparedDecoder
-from policies.precision import DTYPES, precision_of
+from policies.precision import DTYPES, precision_of, require_speed
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.denoise import noise_schedule
 from vla_runtime.decoding.prefix import RefreshedPrefix
@@ -45,7 +45,7 @@ class Decode:
     graphs: CUDA graphs, captured before the first chunk: one from the observation to the rows, or, where the host asks
     after every round (confident, deadline), one of what encodes and one of a round.
     precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
-    int8 or fp8; None as they were loaded, in fp32.
+    fp8, or in int8, which saves memory only; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
     """
 
@@ -184,6 +184,7 @@ def decoder_for(
     """
     facts = _facts(head)
     if decode.graphs:
+        require_speed(precision_of(backbone))
         facts["graphs"] = True
         if head.name == "autoregressive":
             raise ValueError("decode.graphs: expected a head whose passes are alike, got autoregressive")

@@ -55,7 +55,7 @@ class VLAPolicy:
         self.backbone, self.head = backbone.eval(), with_steps(self.own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
         module: Any = backbone
-        running: Any = module.fused() if decode.graphs else module
+        running: Any = module.prepared_inference() if decode.graphs else module
         self._new_decoder, facts = decoder_for(self.head, running, decode, spec.weights)
         self._running, self._text = running, TextCache(running)
         self._graphs: PolicyGraphs | None = None

@@ -145,7 +145,9 @@ class Florence2(nn.Module):
             )
         views = torch.stack([resize(images[camera], size) for camera in cameras], dim=1)
         pixels = views.flatten(0, 1).permute(0, 3, 1, 2).to(self.primitives.dtype) / 255
-        seen = self.model.vision_tower((pixels - self.mean) / self.deviation).last_hidden_state
+        # These constants stay in fp32 whatever the network is in.
+        mean, deviation = self.mean.to(pixels.dtype), self.deviation.to(pixels.dtype)
+        seen = self.model.vision_tower((pixels - mean) / deviation).last_hidden_state
         image_tokens = self.model.multi_modal_projector(seen).reshape(batch, -1, self.width)
         primitives = self.primitives.expand(batch, 1, -1)
         state = self.state(state_BS.to(self.primitives.dtype))[:, None]
@@ -156,6 +158,10 @@ class Florence2(nn.Module):
     def remember(self, memory_BND: Tensor, keep_BN: Tensor) -> SlotContext:
         """The rest of `encode`: what the decoder keeps of the encoder's tokens."""
         return self._slots.remember(self.model.language_model.decoder, memory_BND, keep_BN)
+
+    def postpone(self, memory_BND: Tensor, keep_BN: Tensor) -> SlotContext:
+        """As `remember`, for a context of one decode alone; there is nothing that could be computed later."""
+        return self.remember(memory_BND, keep_BN)
 
     def step(
         self, context: SlotContext, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
@@ -176,7 +182,7 @@ class Florence2(nn.Module):
         """Encode and step in one pass, for training."""
         return self.step(self.encode(batch), slots_BLD, mask_LL, cond_BD)
 
-    def fused(self) -> Florence2:
+    def prepared_inference(self) -> Florence2:
         """Itself: its passes are laid out as they are."""
         return self
 

@@ -86,6 +86,10 @@ class FusedNano:
         pairs = pairs.permute(2, 3, 0, 4, 1, 5)
         return Context(tuple((pair[0], pair[1]) for pair in pairs), joined=pairs)
 
+    def postpone(self, tokens_BND: Tensor) -> Context:
+        """As `remember`."""
+        return self.remember(tokens_BND)
+
     def step(
         self, context: Context, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
     ) -> Tensor:
@@ -102,7 +106,7 @@ class FusedNano:
             self._rows.add_and_norm(slots, output, self._first, norm, normed)
         return normed
 
-    def fused(self) -> FusedNano:
+    def prepared_inference(self) -> FusedNano:
         """Itself."""
         return self
 

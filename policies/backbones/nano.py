@@ -104,6 +104,10 @@ class Nano(nn.Module):
         """The rest of `encode`: what the decoder keeps of the trunk's tokens."""
         return self.decoder.remember(tokens_BND)
 
+    def postpone(self, tokens_BND: Tensor) -> Context:
+        """As `remember`, for a context of one decode alone; there is nothing that could be computed later."""
+        return self.remember(tokens_BND)
+
     def features(self, batch: Batch) -> tuple[Tensor]:
         """The trunk's tokens [B, N, D]: what follows from the observation and the trunk alone."""
         return self.encode_scene(batch.images, batch.state_BS, *self.encode_text(batch.instructions))
@@ -137,7 +141,7 @@ class Nano(nn.Module):
         """Steps with all of them computed beforehand that can be: the k-th with the k-th of these tokens as cond."""
         return PreparedSteps(self.decoder, cond_KD, cache)
 
-    def fused(self) -> FusedNano:
+    def prepared_inference(self) -> FusedNano:
         """The same passes laid out for a GPU, with the weights as they are now."""
         return FusedNano(self)
 

@@ -40,8 +40,15 @@ _NAMES = tuple(
         (r"vision\.dino\.embeddings\.register_tokens", _DINO + "reg_token"),
         (r"vision\.dino\.embeddings\.position_embeddings", _DINO + "pos_embed"),
         (r"vision\.dino\.encoder\.layer\.(\d+)\.norm([12])\.(\w+)", _DINO + r"blocks.\1.norm\2.\3"),
-        (r"vision\.dino\.encoder\.layer\.(\d+)\.attention\.[qkv]_proj\.(\w+)", _DINO + r"blocks.\1.attn.qkv.\2"),
-        (r"vision\.dino\.encoder\.layer\.(\d+)\.attention\.o_proj\.(\w+)", _DINO + r"blocks.\1.attn.proj.\2"),
+        # transformers 5.17 has the second name of each, 5.23 the first.
+        (
+            r"vision\.dino\.encoder\.layer\.(\d+)\.attention\.(?:[qkv]_proj|attention\.(?:query|key|value))\.(\w+)",
+            _DINO + r"blocks.\1.attn.qkv.\2",
+        ),
+        (
+            r"vision\.dino\.encoder\.layer\.(\d+)\.attention\.(?:o_proj|output\.dense)\.(\w+)",
+            _DINO + r"blocks.\1.attn.proj.\2",
+        ),
         (r"vision\.dino\.encoder\.layer\.(\d+)\.mlp\.fc([12])\.(\w+)", _DINO + r"blocks.\1.mlp.fc\2.\3"),
         (r"vision\.dino\.encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1", _DINO + r"blocks.\1.ls\2.scale_factor"),
         (r"vision\.siglip\.embeddings\.patch_embedding\.(\w+)", _SIGLIP + r"patch_embed.proj.\1"),
@@ -154,8 +161,8 @@ def _published_name(ours: str) -> str:
 
 
 def _converted(ours: str, value: Tensor) -> Tensor:
-    if found := re.fullmatch(r"vision\..*\.([qkv])_proj\.\w+", ours):
-        return value.chunk(3)["qkv".index(found[1])]
+    if found := re.fullmatch(r"vision\..*\.(?:([qkv])_proj|([qkv])(?:uery|ey|alue))\.\w+", ours):
+        return value.chunk(3)["qkv".index(found[1] or found[2])]
     if ours.endswith(".position_embeddings"):
         # timm has added the class token's place to the class token.
         return torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from policies.backbones.instructions import Instructions
 from policies.backbones.openvla_keys import FILES, TOWERS, fill, fill_proprio, find_proprio, read_sizes
+from policies.backbones.prepared_prismatic import PreparedPrismatic
 from policies.backbones.prismatic_slots import KeyValue, LanguageConfig, Oft, PrefixLM, SlotContext, make_language
-from policies.backbones.prismatic_vision import FusedVision, Projector, TowerConfig
+from policies.backbones.prismatic_vision import FusedVision, Projector, Proprio, TowerConfig
 from policies.backbones.published import Tensors, find_folder
 from policies.batch import Batch
 from policies.images import resize
@@ -79,6 +80,8 @@ class Prismatic(nn.Module):
 
     name = "prismatic"
     new_parts = ("proprio.",)
+    # The towers are bound by their many small kernels: eight bits would add to these and gain nothing.
+    sixteen_bits = ("vision.",)
 
     def __init__(self, config: PrismaticConfig):
         super().__init__()
@@ -93,10 +96,11 @@ class Prismatic(nn.Module):
             )
         self.vision = FusedVision(config.dino, config.siglip, config.image_size, config.patch)
         self.projector = Projector(self.vision.width, self.width)
-        self.proprio = _Proprio(config.state_size, self.width) if config.proprio else None
+        self.proprio = Proprio(config.state_size, self.width) if config.proprio else None
         self.language_model: Any = make_language(config.language)
-        before_prompt = 1 + len(config.cameras) * self.vision.num_patches + config.proprio
-        self._slots = PrefixLM() if config.attention == "prefix_lm" else Oft(config.stop_id, before_prompt)
+        # In front of the prompt.
+        self.cond_place = 1 + len(config.cameras) * self.vision.num_patches + config.proprio
+        self._slots = PrefixLM() if config.attention == "prefix_lm" else Oft(config.stop_id, self.cond_place)
 
     @property
     def image_size(self) -> int:
@@ -109,49 +113,84 @@ class Prismatic(nn.Module):
         yield from self.projector.parameters()
         if self.proprio is not None:
             yield from self.proprio.parameters()
-        yield from self._llama.embed_tokens.parameters()
+        yield from self.llama.embed_tokens.parameters()
 
     def checkpointed_layers(self) -> list[nn.Module]:
         """Modules whose activations may be computed again in the backward pass."""
-        return [*self.vision.dino.encoder.layer, *self.vision.siglip.encoder.layers, *self._llama.layers]
+        return [*self.vision.dino.encoder.layer, *self.vision.siglip.encoder.layers, *self.llama.layers]
 
     def encode(self, batch: Batch) -> SlotContext:
         """Once per observation. ValueError for a missing camera and for an empty or too long instruction."""
         return self.remember(*self.features(batch))
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The prefix as embeddings float [B, N, D], and which of its positions count, bool [B, N]."""
+        """The prefix as embeddings float [B, N, D], and which of its positions count, bool [B, N].
+
+        It is `encode_scene` of the batch and of `encode_text` of its instructions. ValueError as they raise.
+        """
         return self.encode_scene(batch.images, batch.state_BS, *self.encode_text(batch.instructions))
 
     def encode_text(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The prompts' embeddings [B, M, D] and which of them count, bool [B, M]."""
-        ids, keep = self._prompt(instructions)
-        return self.embed(ids), keep
+        """What `encode_scene` reads of B instructions: the prompts' ids int64 [B, M], and which count, bool [B, M].
 
-    def encode_scene(
-        self, images: Mapping[str, Tensor], state_BS: Tensor, words: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The rest of `features`."""
+        Work of the host alone, the same for as long as the instructions are. ValueError for an instruction that is
+        empty or too long.
+        """
+        ids, keep = self.prompt(instructions)
+        device = self.llama.embed_tokens.weight.device
+        return ids.to(device), keep.to(device)
+
+    def encode_scene(self, images: Mapping[str, Tensor], state_BS: Tensor, *text: Tensor) -> tuple[Tensor, Tensor]:
+        """As `features`, of images {camera: uint8 [B, H, W, 3]}, states and what `encode_text` gave.
+
+        Work of the device alone, which the host waits for nowhere. ValueError for a missing camera.
+        """
+        ids, keep = text
+        tokens = self.scene_tokens(images, state_BS, ids)
+        return tokens, F.pad(keep, (tokens.shape[1] - keep.shape[1], 0), value=True)
+
+    def scene_tokens(self, images: Mapping[str, Tensor], state_BS: Tensor, ids_BM: Tensor) -> Tensor:
+        """The prefix as embeddings float [B, N, D] of any prompts of one length. ValueError for a missing camera."""
         for camera in self.config.cameras:
             if camera not in images:
                 raise ValueError(f"prismatic: expected the camera {camera!r}, got {sorted(images)}")
         views = torch.stack([resize(images[camera], self.image_size) for camera in self.config.cameras], dim=1)
         patches = self.projector(self.vision(views.flatten(0, 1)))
-        prefix = [words[:, :1], patches.reshape(len(state_BS), -1, self.width)]
+        embedded = self.embed(ids_BM)
+        prefix = [embedded[:, :1], patches.reshape(len(ids_BM), -1, self.width)]
         if self.proprio is not None:
-            prefix.append(self.proprio(state_BS.to(words.dtype))[:, None])
-        tokens = torch.cat([*prefix, words[:, 1:]], dim=1)
-        return tokens, F.pad(keep, (tokens.shape[1] - keep.shape[1], 0), value=True)
+            prefix.append(self.proprio(state_BS.to(embedded.dtype))[:, None])
+        return torch.cat([*prefix, embedded[:, 1:]], dim=1)
+
+    def prompt(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Begin, padding, prompt, extra token: ids int64 [B, M], and which of them count, bool [B, M], on the CPU."""
+        ids, keep = self.instructions.encode([instruction.lower() for instruction in instructions])
+        # Padding goes to the front, so that a prompt ends where the slots begin.
+        order = keep.int().argsort(dim=1, stable=True)
+        ids, keep = ids.gather(1, order), keep.gather(1, order)
+        ids = F.pad(ids, (1, 0), value=self.config.begin_id)
+        if self.config.extra_token is not None:
+            ids = F.pad(ids, (0, 1), value=self.config.extra_token)
+        return ids, F.pad(keep, (1, ids.shape[1] - 1 - keep.shape[1]), value=True)
+
+    def prepared_inference(self, room: int = 0) -> PreparedPrismatic:
+        """This backbone with its language model laid out and its kernels fused: for inference, and the same answers.
+
+        room: slots (and time token) for which a context keeps memory from the beginning; a step that needs more copies
+        the context once. The language model's weights become views of the joined ones: move or cast nothing afterwards.
+        ValueError for adapters that are not added in, and for weights in int8.
+        """
+        return PreparedPrismatic(self, room)
 
     def remember(self, prefix_BND: Tensor, keep_BN: Tensor) -> SlotContext:
         """The rest of `encode`: the prefix's keys and values, where they can be known without slots."""
-        return self._slots.remember(self._llama, prefix_BND, keep_BN)
+        return self._slots.remember(self.llama, prefix_BND, keep_BN)
 
     def step(
         self, context: SlotContext, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
     ) -> Tensor:
         """Hidden states [B, L, D] aligned with the slots; any number of times per context."""
-        return self._slots.step(self._llama, context, slots_BLD, mask_LL, cond_BD)
+        return self._slots.step(self.llama, context, slots_BLD, mask_LL, cond_BD)
 
     def step_keeping(
         self,
@@ -167,11 +206,11 @@ class Prismatic(nn.Module):
         """
         if not isinstance(self._slots, Oft):
             raise ValueError("decode.refresh: expected attention oft, got prefix_lm, whose prefix is kept exactly")
-        return self._slots.step_keeping(self._llama, context, slots_BLD, mask_LL, cond_BD, kept)
+        return self._slots.step_keeping(self.llama, context, slots_BLD, mask_LL, cond_BD, kept)
 
     def extend(self, context: SlotContext, slots_BLD: Tensor) -> SlotContext:
         """The context with slots that are now fixed; their hidden states lie in `hidden_BLD`. ValueError with oft."""
-        return self._slots.extend(self._llama, context, slots_BLD)
+        return self._slots.extend(self.llama, context, slots_BLD)
 
     def forward(
         self, batch: Batch, slots_BLD: Tensor, mask_LL: Tensor | None = None, cond_BD: Tensor | None = None
@@ -182,11 +221,11 @@ class Prismatic(nn.Module):
     @property
     def action_ids(self) -> Tensor:
         """Ids of the bins 1 to 256 in that order, int64 [256]."""
-        return self.config.action_end - torch.arange(1, NUM_ACTIONS + 1, device=self._llama.embed_tokens.weight.device)
+        return self.config.action_end - torch.arange(1, NUM_ACTIONS + 1, device=self.llama.embed_tokens.weight.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings float [..., D] of words, `action_ids` and `config.mask_id` among them."""
-        return self._llama.embed_tokens(ids)  # type: ignore[no-any-return]
+        return self.llama.embed_tokens(ids)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Logits float [..., V] of all words, or of `ids` alone."""
@@ -196,9 +235,6 @@ class Prismatic(nn.Module):
         # Of 32,064 words 256 are actions.
         return F.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
 
-    def fused(self) -> Prismatic:
-        """Itself: its passes are laid out as they are."""
-        return self
 
     def state_of_config(self) -> dict[str, Any]:
         """What a checkpoint keeps; `from_config` takes it back."""
@@ -275,39 +311,15 @@ class Prismatic(nn.Module):
             backbone = cls(config)
         fill(backbone, Tensors(folder), dtype)
         if proprio:
-            backbone.proprio = _Proprio(state_size, backbone.width).to(dtype)
+            backbone.proprio = Proprio(state_size, backbone.width).to(dtype)
             if trained is not None:
                 fill_proprio(backbone.proprio, trained)
         return backbone.eval()
 
     @property
-    def _llama(self) -> Any:
+    def llama(self) -> Any:
+        """The language model's layers, norm and embeddings, as transformers made them."""
         return self.language_model.model
-
-    def _prompt(self, instructions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Begin, padding, prompt and extra token: ids int64 [B, M], and which of them count, bool [B, M]."""
-        ids, keep = self.instructions.encode([instruction.lower() for instruction in instructions])
-        # Padding goes to the front, so that a prompt ends where the slots begin.
-        order = keep.int().argsort(dim=1, stable=True)
-        ids, keep = ids.gather(1, order), keep.gather(1, order)
-        ids = F.pad(ids, (1, 0), value=self.config.begin_id)
-        if self.config.extra_token is not None:
-            ids = F.pad(ids, (0, 1), value=self.config.extra_token)
-        keep = F.pad(keep, (1, ids.shape[1] - 1 - keep.shape[1]), value=True)
-        device = self._llama.embed_tokens.weight.device
-        return ids.to(device), keep.to(device)
-
-
-class _Proprio(nn.Module):
-    """A robot's state to one token: two linear layers with GELU between, as OpenVLA-OFT has them."""
-
-    def __init__(self, state_size: int, width: int):
-        super().__init__()
-        self.fc1 = nn.Linear(state_size, width)
-        self.fc2 = nn.Linear(width, width)
-
-    def forward(self, state_BS: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(state_BS)))  # type: ignore[no-any-return]
 
 
 def _tokenizer(folder: str | Path) -> str:

@@ -72,9 +72,14 @@ class FusedVision(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> patch features [B, P, D], row by row, DINOv2's channels first."""
         pixels = images.permute(0, 3, 1, 2).to(self.siglip.embeddings.patch_embedding.weight.dtype) / 255
-        where = self.dino((pixels - self.dino_mean) / self.dino_deviation).last_hidden_state
-        what = self.siglip((pixels - self.siglip_mean) / self.siglip_deviation).last_hidden_state
+        where = self.dino(_normalised(pixels, self.dino_mean, self.dino_deviation)).last_hidden_state
+        what = self.siglip(_normalised(pixels, self.siglip_mean, self.siglip_deviation)).last_hidden_state
         return torch.cat([where[:, 1 + _REGISTERS :], what], dim=-1)
+
+
+def _normalised(pixels: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    # These constants stay in fp32 whatever the network is in.
+    return (pixels - mean.to(pixels.dtype)) / deviation.to(pixels.dtype)
 
 
 class Projector(nn.Module):
@@ -89,6 +94,19 @@ class Projector(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """float [B, P, vision width] -> [B, P, D]."""
         return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(patches)))))  # type: ignore[no-any-return]
+
+
+class Proprio(nn.Module):
+    """A robot's state to one token: two linear layers with GELU between, as OpenVLA-OFT has them."""
+
+    def __init__(self, state_size: int, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(state_size, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, state_BS: Tensor) -> Tensor:
+        """float [B, S] -> [B, D]."""
+        return self.fc2(F.gelu(self.fc1(state_BS)))  # type: ignore[no-any-return]
 
 
 # What the read-out never reaches is taken out of both towers, so that every parameter in them is used.

@@ -25,7 +25,7 @@ def test_what_is_captured_decodes_cold_warm_given_and_in_full_as_eager_does(sche
     # A guard that is always crossed: every other chunk is decoded in full.
     made = replace(Schedule.load(scheduled / "schedule.json"), guard={0: -10.0, 6: -10.0}) if caching else None
     policy = load_policy(scheduled)
-    fused = policy.backbone.fused()
+    fused = policy.backbone.prepared_inference()
     eager = PreparedDecoder(policy.head, policy.backbone, made)
     graphs = ChunkGraphs(fused, TextCache(fused), lambda: FusedDecoder(policy.head, fused, made), Eager)
     captured = graphs.session()

@@ -263,7 +263,7 @@ def test_another_precision_is_in_the_weights_and_told_and_nearly_the_same(
 
 def test_a_precision_that_is_not_active_is_refused(make_policy, tmp_path, monkeypatch):
     save_policy(tmp_path / "saved", make_policy("beast"), {}, {})
-    with pytest.raises(ValueError, match="fp8: expected a GPU that multiplies fp8, got cpu; take int8 or bf16"):
+    with pytest.raises(ValueError, match="fp8: expected a GPU that multiplies fp8, got cpu; take bf16"):
         load_policy(tmp_path / "saved", decode=Decode("plain", precision="fp8"))
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match=r"int8: expected torchao, got .*pip install 'vla_runtime\[quantise\]'"):
@@ -272,6 +272,12 @@ def test_a_precision_that_is_not_active_is_refused(make_policy, tmp_path, monkey
         make_policy("beast").decoding(Decode("plain", precision="bf16"))
     with pytest.raises(ValueError, match="expected one of fp32, bf16, int8, fp8, got 'fp4'"):
         Decode(precision="fp4")
+
+
+def test_graphs_are_refused_for_weights_that_save_memory_only(make_policy, tmp_path):
+    save_policy(tmp_path / "saved", make_policy("beast"), {}, {})
+    with pytest.raises(ValueError, match=r"decode\.graphs: expected a precision that saves time, got int8"):
+        load_policy(tmp_path / "saved", decode=Decode("plain", precision="int8", graphs=True))
 
 
 def test_a_deadline_counts_from_the_observation_on(make_policy, observations, monkeypatch):

@@ -53,7 +53,7 @@ def test_a_prefix_computed_anew_in_every_round_is_the_plain_decode(oft):
 
 def test_fewer_refreshes_cost_less_are_told_and_change_something(oft):
     lengths, seen = [], random_observations(oft.spec, 4)
-    hook = oft.backbone._llama.layers[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    hook = oft.backbone.llama.layers[0].register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
     work, agree = {}, {}
     for refresh in ((0,), (0, 2, 4), tuple(range(ROUNDS))):
         lengths.clear()

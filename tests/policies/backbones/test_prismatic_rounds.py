@@ -40,7 +40,7 @@ def test_a_kept_prefix_is_right_for_the_slots_it_was_made_with_and_not_for_other
 def test_rounds_between_refreshes_run_the_slots_alone_and_nothing_is_kept_over_decodes():
     backbone = loud("oft")
     lengths = []
-    backbone._llama.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    backbone.llama.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     context = backbone.encode(batch("Lift"))
     whole = context.prefix_BND.shape[1] + 5 + 1
     kept = RefreshedPrefix(backbone, [0, 2])
