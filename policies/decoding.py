@@ -19,6 +19,7 @@ from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
 from policies.precision import DTYPES, precision_of
 from vla_runtime.decoding.bac import Schedule
+from vla_runtime.decoding.compiled import CompiledBackbone, require_compiler
 from vla_runtime.decoding.denoise import noise_schedule
 from vla_runtime.decoding.graphs import CapturedBackbone, require_cuda
 from vla_runtime.decoding.prefix import RefreshedPrefix
@@ -42,6 +43,7 @@ class Decode:
     guide: of flow (plain) and diffusion (exact or bac), draw each chunk to the one before and to the rows that are
     given, instead of telling the network of them (real-time chunking at inference).
     graphs: CUDA graphs, captured before the first chunk: of all steps with exact or bac, else of every pass.
+    compile: passes of the network compiled by torch.compile, with plain, before the first chunk.
     precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
     int8 or fp8; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
@@ -58,6 +60,7 @@ class Decode:
     refresh: tuple[int, ...] | None = None
     graphs: bool | None = None
     guide: bool | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in DTYPES:
@@ -85,6 +88,13 @@ class Decode:
             object.__setattr__(self, "refresh", tuple(self.refresh))
         if self.guide and (self.warm_start is not None or self.graphs):
             raise ValueError("decode.guide: expected no decode.warm_start and no decode.graphs beside it, got one")
+        if self.compile and (self.mode in ("exact", "bac") or self.guide or self.refresh is not None):
+            beside = [f"decode.{name}" for name in ("guide", "refresh") if getattr(self, name)]
+            other = beside[0] if beside else f"decode={self.mode}"
+            raise ValueError(
+                f"decode.compile: expected decode=plain, whose passes are compiled, got {other}; take decode=plain or "
+                "decode.compile=false"
+            )
         if self.deadline is not None and not self.deadline >= 0:
             raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
 
@@ -169,9 +179,12 @@ def with_steps(head: Any, decode: Decode) -> Any:
 
 
 def running(backbone: Any, decode: Decode) -> Any:
-    """What sessions ask instead of the backbone: its passes captured where graphs are asked for. ValueError for graphs
-    without a GPU.
+    """What sessions ask instead of the backbone: its passes compiled, and captured, where that is asked for. ValueError
+    for graphs without a GPU and for compiling without a compiler.
     """
+    if decode.compile:
+        require_compiler(next(backbone.parameters()).device)
+        backbone = CompiledBackbone(backbone)
     if not decode.graphs:
         return backbone
     require_cuda(next(backbone.parameters()).device)
@@ -186,10 +199,11 @@ def decoder_for(
     head: after `with_steps`; backbone: after `running`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
-    if decode.graphs:
-        facts["graphs"] = True
-        if head.name == "autoregressive":
-            raise ValueError("decode.graphs: expected a head whose passes are alike, got autoregressive")
+    for name in ("graphs", "compile"):
+        if getattr(decode, name):
+            facts[name] = True
+            if head.name == "autoregressive":
+                raise ValueError(f"decode.{name}: expected a head whose passes are alike, got autoregressive")
     if decode.mode == "auto":
         raise ValueError("decode=auto: expected plain, exact or bac here, where there is no checkpoint to name one")
     if isinstance(head, DiscreteDiffusion) and (decode.mode == "plain" or decode.refresh is not None):

@@ -206,7 +206,7 @@ class VLASession:
         self._decode = policy.decoder()
         self._warm, self._before = policy.warm_start(), policy.before()
         self._generator = torch.Generator().manual_seed(seed)
-        if policy.spec.decode.get("graphs"):
+        if policy.spec.decode.get("graphs") or policy.spec.decode.get("compile"):
             self._capture()
 
     @torch.no_grad()

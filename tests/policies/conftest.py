@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
-from decodes import TWELVE, Eager
+from decodes import TWELVE, graphs_without_a_gpu
 
-from policies import decoding
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
-from policies.decoders import Graphs
 from policies.training import Recipe
 from policies.untrained import policy_for
 from vla_runtime import collect as command
 from vla_runtime.compose import load
 from vla_runtime.data.reader import Dataset
-from vla_runtime.decoding.graphs import CapturedBackbone
 
 SMALL = {"name": "nano", "image_size": 16, "width": 32, "heads": 2, "trunk_depth": 1, "decoder_depth": 2}
 RECIPE = Recipe(steps=12, batch_size=4, warmup=2, validate_every=6, save_every=4, validate_samples=4, max_committed=2)
@@ -69,13 +64,4 @@ def scheduled(denoising, observations):
 @pytest.fixture
 def graphs_made(monkeypatch):
     """Those that are made, without a GPU."""
-    made = []
-
-    def make(run, example):
-        made.append(Eager(run, example))
-        return made[-1]
-
-    monkeypatch.setattr(decoding, "require_cuda", lambda device: None)
-    monkeypatch.setattr(decoding, "CapturedBackbone", partial(CapturedBackbone, make=make))
-    monkeypatch.setattr(decoding, "Graphs", partial(Graphs, make=make))
-    return made
+    return graphs_without_a_gpu(monkeypatch)

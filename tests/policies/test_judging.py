@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from policies.decoding import Decode
-from policies.judging import EARLIER, Frame, judge
+from policies.frames import EARLIER, Frame
+from policies.judging import judge
 from vla_runtime.control.clock import VirtualClock
 
 STEPS = 12

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from policies import decoding
+from policies.decoders import Graphs
 from vla_runtime.decoding.graphs import CapturedBackbone
 
 # Denoising in steps that a test can afford.
@@ -21,6 +25,20 @@ class Eager:
         for mine, value in zip(self.inputs, given, strict=True):
             mine.copy_(value)
         return tuple(value.clone() for value in self.run(*self.inputs))
+
+
+def graphs_without_a_gpu(monkeypatch):
+    """Let policies with graphs be made without a GPU; the list of what stands where graphs would."""
+    made = []
+
+    def make(run, example):
+        made.append(Eager(run, example))
+        return made[-1]
+
+    monkeypatch.setattr(decoding, "require_cuda", lambda device: None)
+    monkeypatch.setattr(decoding, "CapturedBackbone", partial(CapturedBackbone, make=make))
+    monkeypatch.setattr(decoding, "Graphs", partial(Graphs, make=make))
+    return made
 
 
 def captured_reads_no_values(backbone, batch, slots):
