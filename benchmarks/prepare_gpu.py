@@ -4,7 +4,7 @@
     python benchmarks/prepare_gpu.py --restore  # put the working tree back
 
 Preparing takes large tracked files out of the working tree (git keeps them), downloads wheels that a usual image with
-torch and transformers lacks into .whl/, records observations of env=lift into .gpu/, and fails if the whole is too large.
+torch and transformers lacks into .whl/, records observations of env=lift into .gpu/, and fails if all is too large.
 Both folders are ignored by git and have to be carried along by name. Python there: 3.12 on x86_64 Linux.
 """
 
@@ -30,7 +30,7 @@ LARGE_PATHS = ("--", "benchmarks/rows", "policies/shipped")
 # Of those, kept where they fit, in this order.
 KEPT = ("policies/shipped/nano_lift_diffusion/", "policies/shipped/nano_lift_beast/")
 # Beside torch, transformers, accelerate, peft, numpy, pyarrow, msgpack, rich, zipp and what tests and plots need.
-NEEDED = ("diffusers", "torchao", "websockets", "hydra-core", "omegaconf", "importlib_metadata")
+NEEDED = ("diffusers", "torchao", "websockets", "hydra-core", "omegaconf<2.4", "importlib_metadata")
 # Published as source only.
 BUILT = "antlr4-python3-runtime==4.9.3"
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
@@ -38,8 +38,8 @@ FRAMES = 12
 # Of the command there: parts of benchmarks/gpu.py end before it.
 TIMEOUT, SECONDS = 480, 430
 COMMAND = (
-    "python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl "
-    "&& export PYTHONPATH=/tmp/site:$PWD HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false || exit; "
+    "python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade "
+    "--target /tmp/site .whl/*.whl && export PYTHONPATH=/tmp/site:$PWD HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false || exit; "
     f"python3 benchmarks/gpu.py $OUT --seconds {SECONDS}"
 )
 
@@ -85,6 +85,7 @@ def download() -> None:
     known = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
     wanted = []
     for name in NEEDED:
+        # One without a pin may have a bound of its own: hydra-core's, for omegaconf.
         version = known.get(re.sub(r"[-_.]+", "-", name).lower())
         wanted.append(f"{name}=={version}" if version else name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
