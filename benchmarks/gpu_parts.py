@@ -64,7 +64,7 @@ SMALL: dict[str, list[str]] = {
     "dd_vla_7b": [
         "preset.needs=null", "preset.backbone.dino={width: 16, depth: 2, heads: 2, feed: 32}",
         "preset.backbone.siglip={width: 24, depth: 2, heads: 2, feed: 40}",
-        "preset.backbone.language={width: 32, feed: 48, depth: 2, heads: 4, vocabulary: 32064}",
+        "preset.backbone.language={width: 32, feed: 48, depth: 2, heads: 4, key_value_heads: 2, vocabulary: 32064}",
         "+preset.backbone.image_size=28", "preset.camera_pixels=40", "preset.head.decoding.rounds=4", "rounds=[2,4]",
     ],
     "pi0": [

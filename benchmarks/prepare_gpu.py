@@ -39,7 +39,8 @@ FRAMES = 12
 TIMEOUT, SECONDS = 480, 430
 COMMAND = (
     "python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade "
-    "--target /tmp/site .whl/*.whl && export PYTHONPATH=/tmp/site:$PWD HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false || exit; "
+    "--target /tmp/site .whl/*.whl && export PYTHONPATH=/tmp/site:$PWD HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 "
+    "TOKENIZERS_PARALLELISM=false || exit; "
     f"python3 benchmarks/gpu.py $OUT --seconds {SECONDS}"
 )
 
