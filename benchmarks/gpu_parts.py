@@ -64,13 +64,14 @@ SMALL: dict[str, list[str]] = {
     "dd_vla_7b": [
         "preset.needs=null", "preset.backbone.dino={width: 16, depth: 2, heads: 2, feed: 32}",
         "preset.backbone.siglip={width: 24, depth: 2, heads: 2, feed: 40}",
-        "preset.backbone.language={width: 32, feed: 48, depth: 2, heads: 4, key_value_heads: 2, vocabulary: 32064}",
+        "+preset.backbone.language.width=32", "+preset.backbone.language.feed=48", "+preset.backbone.language.depth=2",
+        "+preset.backbone.language.heads=4", "+preset.backbone.language.key_value_heads=2",
         "+preset.backbone.image_size=28", "preset.camera_pixels=40", "preset.head.decoding.rounds=4", "rounds=[2,4]",
     ],
     "pi0": [
         f"+preset.model={{vlm_config: {{model_type: paligemma, text_config: {_SMALL_GEMMA}, "
         f"vision_config: {_SMALL_SIGLIP}, projection_dim: 32, image_token_id: 39}}, dit_config: {_SMALL_GEMMA}}}",
-        "preset.camera_pixels=32", "preset.horizon=6", "preset.executed=6",
+        "preset.camera_pixels=32", "bubble=[2]", "preset.horizon=6", "preset.executed=6",
     ],
 }  # fmt: skip
 
