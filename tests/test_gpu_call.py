@@ -1,4 +1,4 @@
-"""The prepared call for a GPU: goals judged by what was measured, parts that end alone, a tree that comes back whole."""
+"""The prepared GPU call: goals judged by what was measured, parts that end alone, a tree that comes back whole."""
 
 from __future__ import annotations
 
