@@ -16,44 +16,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from policies.checkpoint import load_policy, own_class
 from policies.decoding import Decode
+from policies.frames import EARLIER, Frame, frames, overlap
 from policies.heads.diffusion import Diffusion, Flow
-from policies.judging import EARLIER, Frame, frames, overlap
+from policies.measuring import ROUNDS, STAGES, measure, noise_of
+from policies.pi0_variants import Pi0Head, pi0_variants
 from policies.presets import Pi0Subject, preset_policy, random_observations
 from policies.shipped import folder_of
 from policies.sweep import sweep, sweep_plot
-from policies.timing import counted_flops, finish
-from policies.variants import Pi0Head, Variant, pi0_variants, variants_of
+from policies.timing import counted_flops
+from policies.variants import EXACT, Variant, variants_of
 from policies.vla import VLAPolicy
 from vla_runtime.contract import Contract, require_match
-from vla_runtime.control.clock import Clock, SystemClock
+from vla_runtime.control.clock import SystemClock
 from vla_runtime.data.joined import Joined
 from vla_runtime.disk import replacing, write_json
 from vla_runtime.evaluation.resampling import bootstrap_interval
 from vla_runtime.machine import hardware
-from vla_runtime.types import Observation
 
-STAGES = ("observe", "vision", "prefix", "decode", "post")
 _log = logging.getLogger(__name__)
-
-
-class _Stages:
-    """Times of one chunk: `mark` ends a stage."""
-
-    def __init__(self, device: torch.device, clock: Clock):
-        self._device, self._clock = device, clock
-        finish(device)
-        self._last = clock.now()
-        self.seconds: list[float] = []
-
-    def mark(self) -> None:
-        finish(self._device)
-        now = self._clock.now()
-        self.seconds.append(now - self._last)
-        self._last = now
 
 
 def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str, Any]:
@@ -64,6 +47,7 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     of another contract; ValueError for settings that cannot be.
     """
     device, preset = config["device"], config["preset"]
+    precision = config["precision"] or preset.get("precision") or "fp32"
     if not isinstance(config["bubble"], list) or not config["bubble"]:
         raise ValueError(f"bubble: expected a list of numbers such as [3,5], got {config['bubble']!r}")
     if config["sweep"] and "backbone" not in preset:
@@ -73,11 +57,11 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
     if preset["name"] is None:
         values = config["policy"]
         heads = {name: own_class(target) for name, target in (values.get("heads") or {}).items()}
-        policy = load_policy(values["folder"], heads, device, Decode("plain", precision=config["precision"]))
+        policy = load_policy(values["folder"], heads, device, Decode("plain", precision=precision))
         made_from, *timed_on = _recorded_frames(policy, data_folder(), config)
         variants = variants_of(policy, made_from, config, folder_of(values["folder"]))
     else:
-        policy = (Pi0Subject if preset["name"] == "pi0" else preset_policy)(preset, device, config["precision"])
+        policy = (Pi0Subject if preset["name"] == "pi0" else preset_policy)(preset, device, precision)
         shown = random_observations(policy.spec, config["observations"] + 1 + EARLIER)
         made_from, *timed_on = [
             Frame((shown[index],), None, tuple((one,) for one in shown[index - EARLIER : index]), episode=index)
@@ -88,26 +72,26 @@ def bench(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict[str
             variants = pi0_variants(policy.backbone, head, policy.batch([made_from.seen]), config)
         else:
             variants = variants_of(policy, made_from, config, None)
-    measure(policy, variants, timed_on, config["repeats"], config["warmup"], SystemClock(), config["seed"])
-    counted = [one.evaluations() for one in variants]
+    repeats = measure(policy, variants, timed_on, config["repeats"], config["warmup"], SystemClock(), config["seed"])
+    evaluated = [one.evaluations() for one in variants]
     rows = [
-        _row(one, variants[0], policy, evaluations, _flops(policy, one, timed_on[0], config["seed"]))
-        for one, evaluations in zip(variants, counted, strict=True)
+        _row(one, variants, policy, evaluations, repeats, _flops(policy, one, timed_on[0], config["seed"]))
+        for one, evaluations in zip(variants, evaluated, strict=True)
     ]
     plain_flops = next(row["flops"] for row in rows if row["variant"] == "plain")
     for row in rows:
         row["flops_ratio"] = None if row["flops"] is None else round(row["flops"] / plain_flops, 4)
-    stages = next(one.seconds for one in variants if one.name == "plain")
+    stages = next(one.stages for one in variants if one.name == "plain")
     document = {
         "policy": policy.spec.name, "weights": policy.spec.weights, "trained": preset["name"] is None,
         "device": _device_name(policy.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "precision": policy.precision,
-        "repeats": config["repeats"], "observations": len(timed_on), "horizon": policy.spec.horizon,
+        "repeats": repeats, "observations": len(timed_on), "horizon": policy.spec.horizon,
         "stages_ms": dict(zip(STAGES, (round(1e3 * float(ms), 3) for ms in np.median(stages, axis=0)), strict=True)),
         "rows": rows,
     }  # fmt: skip
     if config["sweep"]:
-        document["sweep"] = sweep(preset, device, config["precision"], config["repeats"], SystemClock())
+        document["sweep"] = sweep(preset, device, precision, config["repeats"] or ROUNDS, SystemClock())
     if config["out"] is not None:
         out = Path(config["out"])
         write_json(out / f"{_file_name(document)}.json", document)
@@ -123,110 +107,23 @@ def _file_name(document: Mapping[str, Any]) -> str:
     return "_".join(re.findall(r"[a-z0-9]+", words.lower()))
 
 
-@torch.no_grad()
-def measure(
-    policy: Any,
-    variants: Sequence[Variant],
-    shown: Sequence[Frame],
-    repeats: int,
-    warmup: int,
-    clock: Clock,
-    seed: int,
-) -> None:
-    """Fill in what every variant took and gave: `warmup` rounds over all of them first, then `repeats`.
-
-    Every round shows the next observation to each variant, with the same noise where the samplers' agree. Warm starts
-    begin with their own chunk of the observation before, as in the loop; the first of those is plain.
-    """
-    plain = variants[0]
-    for turn in range(warmup + repeats):
-        frame = shown[turn % len(shown)]
-        wanted = None if frame.chunk is None else torch.from_numpy(policy.action.forward(frame.chunk.actions))
-        if any(one.warm for one in variants):
-            _lead_up(policy, plain, variants, frame.before, seed + 2 * turn + 1)
-        expected: Tensor | None = None
-        for one in variants:
-            guess = _guess(one, frame.observation)
-            one.begin()
-            noise = _noise(policy, one, seed + 2 * turn)
-            stages = _Stages(policy.device, clock)
-            rows, _ = _chunk(policy, one, frame.seen, noise, guess, stages)
-            found = rows.float().cpu()[0]
-            expected = found if expected is None else expected
-            one.chunks += 1
-            if turn >= warmup:
-                one.seconds.append(stages.seconds)
-                if one.comparable:
-                    one.deviation.setdefault(frame.episode, []).append(float((found - expected).abs().mean()))
-                if wanted is not None:
-                    one.error.setdefault(frame.episode, []).append(float((found - wanted).abs().mean()))
-        if turn % 20 == 0:
-            _log.info("round %d of %d, %d variants", turn + 1, warmup + repeats, len(variants))
-
-
-def _lead_up(
-    policy: Any, plain: Variant, variants: Sequence[Variant], before: Sequence[Sequence[Observation]], seed: int
-) -> None:
-    """Let warm variants decode what comes before, untimed."""
-    for link, seen in enumerate(before):
-        first = None if link else _chunk(policy, plain, seen, _noise(policy, plain, seed), None)[0]
-        for one in variants:
-            if one.warm is None:
-                continue
-            rows = first
-            if rows is None:
-                one.begin()
-                rows = _chunk(policy, one, seen, _noise(policy, one, seed), _guess(one, seen[-1]))[0]
-                one.chunks += 1
-            one.warm.keep(rows, seen[-1].time, seen[-1].instruction)
-
-
-def _guess(one: Variant, seen: Observation) -> Tensor | None:
-    """What a variant begins with; None for noise. ValueError for a chunk before that does not reach so far."""
-    if one.warm is None:
-        return None
-    found = one.warm.guess(seen.time, seen.instruction)
-    if found is None:
-        raise ValueError("warm_start: expected a chunk that reaches into the next, got none; take null")
-    return found
-
-
-def _chunk(
-    policy: Any, one: Variant, seen: Sequence[Observation], noise: dict[str, Tensor], guess: Tensor | None,
-    stages: _Stages | None = None,
-) -> tuple[Tensor, Any]:  # fmt: skip
-    mark = stages.mark if stages is not None else lambda: None
-    batch = policy.batch([seen])
-    mark()
-    features = one.backbone.features(batch)
-    mark()
-    context = one.backbone.remember(*features)
-    mark()
-    if guess is None or one.warm is None:
-        rows = one.decoder(context, None, noise, 1)
-    else:
-        rows = one.decoder(context, None, noise, 1, guess, one.warm.first)
-    mark()
-    actions = policy.actions(rows)
-    mark()
-    return rows, actions
-
-
-def _noise(policy: Any, one: Variant, seed: int) -> dict[str, Tensor]:
-    drawn = one.head.draw(1, torch.Generator().manual_seed(seed))
-    return {name: value.to(policy.device) for name, value in drawn.items()}
-
-
-def _row(one: Variant, plain: Variant, policy: Any, evaluations: float | None, flops: int | None) -> dict[str, Any]:
-    whole, reference = (np.sum(variant.seconds, axis=1) for variant in (one, plain))
-    p50 = float(np.median(whole))
+def _row(
+    one: Variant, variants: Sequence[Variant], policy: Any, evaluations: float | None, repeats: int, flops: int | None
+) -> dict[str, Any]:
+    plain = np.array(variants[0].seconds[:repeats])
+    exact = next((np.array(other.seconds[:repeats]) for other in variants if other.name == EXACT), None)
+    # Rounds are pairs: the ratio of each, so that what hits a whole round cancels out.
+    paired = np.array(one.seconds[:repeats])
+    p50 = float(np.median(one.seconds))
     return {
         "variant": one.name,
-        **{f"p{share}_ms": round(1e3 * float(np.percentile(whole, share)), 3) for share in (50, 95, 99)},
-        "decode_p50_ms": round(1e3 * float(np.median(np.array(one.seconds)[:, 3])), 3),
-        # Rounds are pairs: the ratio of each, so that what hits a whole round cancels out.
-        "speedup": round(float(np.median(reference / whole)), 2),
-        "speedup_interval": [round(end, 2) for end in bootstrap_interval(reference / whole, np.median)],
+        "repeats": len(one.seconds),
+        **{f"p{share}_ms": round(1e3 * float(np.percentile(one.seconds, share)), 3) for share in (50, 95, 99)},
+        "decode_p50_ms": round(1e3 * float(np.median([each[3] for each in one.stages])), 3) if one.stages else None,
+        "speedup": round(float(np.median(plain / paired)), 2),
+        "speedup_interval": [round(end, 2) for end in bootstrap_interval(plain / paired, np.median)],
+        # Without the work that plain repeats needlessly.
+        "speedup_over_exact": None if exact is None else round(float(np.median(exact / paired)), 2),
         "flops": flops,
         "flops_ratio": None,
         "evaluations": evaluations,
@@ -248,18 +145,19 @@ def _middle(values: Mapping[int, Sequence[float]]) -> tuple[float | None, tuple[
 
 @torch.no_grad()
 def _flops(policy: Any, one: Variant, frame: Frame, seed: int) -> int | None:
-    """Counted floating-point operations of the decode, by torch's own counter; None of a graph, where it sees none."""
-    if one.captured:
+    """Counted floating-point operations of the decode, by torch's own counter; None of one that is
+    a single call, where it sees none.
+    """
+    if one.decoder is None:
         return None
     context = one.backbone.remember(*one.backbone.features(policy.batch([frame.seen])))
-    noise = _noise(policy, one, seed)
+    noise = noise_of(policy, one, seed)
     # What is guessed does not change what it costs.
     guess = torch.zeros_like(noise["start"]) if one.warm else None
     one.begin()
-    if guess is None or one.warm is None:
-        return counted_flops(lambda: one.decoder(context, None, noise, 1))
-    first = one.warm.first
-    return counted_flops(lambda: one.decoder(context, None, noise, 1, guess, first))
+    begun = () if guess is None or one.warm is None else (guess, one.warm.first)
+    decoder = one.decoder
+    return counted_flops(lambda: decoder(context, None, noise, 1, *begun))
 
 
 def _recorded_frames(policy: VLAPolicy, data: str, config: Mapping[str, Any]) -> list[Frame]:

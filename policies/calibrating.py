@@ -21,14 +21,25 @@ import torch
 from policies.calibration import record, sampler_of
 from policies.checkpoint import load_policy, own_class
 from policies.decoding import NAMED, Decode
+from policies.frames import Frame, frames, overlap
 from policies.heads.discrete_diffusion import DiscreteDiffusion
-from policies.judging import Frame, Judgement, frames, homogeneity, judge, overlap
+from policies.judging import Judgement, homogeneity, judge
 from policies.plots import pareto
 from policies.shipped import folder_of
-from policies.verdicts import at_equal_time, best_of, episodes_needed, families, guards, rivals, row_of, with_front
+from policies.variants import captures
+from policies.verdicts import (
+    at_equal_time,
+    best_of,
+    captured_ways,
+    episodes_needed,
+    families,
+    guards,
+    rivals,
+    row_of,
+    with_front,
+)
 from policies.vla import VLAPolicy
 from policies.ways import (
-    CAPTURED,
     block_costs,
     caching_ways,
     in_full,
@@ -93,22 +104,22 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
     seen = [one.seen for one in recorded]
     recording = record(policy, seen, config["seed"], config["metric"]) if caches else None
     schedules = schedules_of(recording, block_costs(policy, rest[0]), config) if recording else {}
+    episodes = np.array([frame.episode for frame in rest])
     with tempfile.TemporaryDirectory() as folder:
         if masked:
             ways = rounds_ways(policy, recorded, config)
         else:
             ways = steps_ways(policy, sampler, config["fewer_steps"])
             ways |= caching_ways(schedules, Path(folder), config)
-        if policy.device.type == "cuda":
-            captured = {name: replace(way, graphs=True) for name, way in ways.items() if way.refresh is None}
-            ways |= {f"{name}{CAPTURED}": way for name, way in captured.items()}
         full = references(policy, ways, sampler)
         ways |= full
-        figures = judge(
-            policy, ways, rest, SystemClock(), config["noises"], config["timed"], config["seed"] + 1,
-            {name: whole for name, way in ways.items() if (whole := in_full(way.sampler)) in full},
-        )  # fmt: skip
-    episodes = np.array([frame.episode for frame in rest])
+        figures = _judged(policy, ways, full, rest, config)
+        if captures(policy):
+            graphs = captured_ways({name: way for name, way in ways.items() if name not in full}, figures, episodes)
+            ways |= graphs
+            # Beside what their deviations are from, which is not timed again.
+            again = _judged(policy, graphs | full, full, rest, config)
+            figures |= {name: again[name] for name in graphs}
     rows = with_front([row_of(name, own, figures, episodes) for name, own in figures.items()])
     best, _ = best_of(rows, ways, config["tolerance"])
     count = len(set(episodes.tolist()))
@@ -149,6 +160,20 @@ def calibrate(config: Mapping[str, Any], data_folder: Callable[[], str]) -> dict
         "flops_ratio": row["flops_ratio"], "action_error": row["deviation"], "cached": document["cached"],
         "recommendation": best, "report": str(out / "calibration.html"), "rows": rows,
     }  # fmt: skip
+
+
+def _judged(
+    policy: VLAPolicy,
+    ways: Mapping[str, Decode],
+    full: Mapping[str, Decode],
+    rest: Sequence[Frame],
+    config: Mapping[str, Any],
+) -> dict[str, Judgement]:
+    """Decodings on the frames to judge by; full: the references of those with another sampler, by name."""
+    return judge(
+        policy, ways, rest, SystemClock(), config["noises"], config["timed"], config["seed"] + 1,
+        {name: whole for name, way in ways.items() if (whole := in_full(way.sampler)) in full},
+    )  # fmt: skip
 
 
 def _caching(

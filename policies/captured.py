@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from policies.batch import Batch, Committed
-from policies.chunks import ChunkDecoder, EagerChunks, TextCache
+from policies.chunks import ChunkDecoder, EagerChunks, TextCache, full_precision
 from policies.decoders import Facts, GraphDecoder, MaskedDecoder
 from policies.decoding import Decode, asks_between_rounds
 from policies.heads.discrete_diffusion import DiscreteDiffusion
@@ -54,7 +54,6 @@ class PolicyGraphs:
         self._chunks = None if asks_between_rounds(decode) else ChunkGraphs(backbone, text, new, make)
         masked = isinstance(head, DiscreteDiffusion)
         self._passes: Any = CapturedBackbone(backbone, make) if masked else None
-        self._lock, self._captured = Lock(), False
 
     def decoder(self) -> ChunkDecoder:
         """A decoder for one session."""
@@ -70,35 +69,25 @@ class PolicyGraphs:
             return None
         return EagerChunks(self._passes, self._text, MaskedDecoder(self._head, self._passes, self._deadline))
 
-    @torch.no_grad()
     def capture(
-        self,
-        batch: Callable[[], Batch],
-        noise: Callable[[], dict[str, Tensor]],
-        committed: Sequence[Committed | None],
-        first: int | None,
+        self, batch: Batch, noise: dict[str, Tensor], committed: Sequence[Committed | None], first: int | None
     ) -> None:
-        """Capture every kind of decode once; nothing after that.
+        """Capture every kind of decode.
 
         Args:
-            batch: makes an observation of the right shapes.
-            noise: makes noise of the right shapes.
+            batch: an observation of the right shapes.
+            noise: of the right shapes.
             committed: given rows of every kind, None among them.
             first: the step that a warm start begins with, None without one.
         """
-        with self._lock:
-            if self._captured:
-                return
-            shown, drawn = batch(), noise()
-            timed = self.timed_decoder()
-            for given in committed:
-                if timed is not None:
-                    timed(shown, given, drawn)
-                if self._chunks is not None:
-                    self._chunks.capture(shown, given, drawn, first)
+        timed = self.timed_decoder()
+        for given in committed:
+            if timed is not None:
+                timed(batch, given, noise)
             if self._chunks is not None:
-                self._chunks.ready = True
-            self._captured = True
+                self._chunks.capture(batch, given, noise, first)
+        if self._chunks is not None:
+            self._chunks.ready = True
 
 
 class ChunkGraphs:
@@ -194,7 +183,8 @@ class ChunkGraphs:
 
         def run(*values: Tensor) -> tuple[Tensor, Tensor]:
             images, state, text, noise, committed, warm = with_tensors(value, values)
-            scene = self._backbone.encode_scene(dict(zip(names, images, strict=True)), state, *text)
+            with full_precision():
+                scene = self._backbone.encode_scene(dict(zip(names, images, strict=True)), state, *text)
             context = self._backbone.postpone(*scene)
             named = dict(zip(drawn, noise, strict=True))
             return decoder.run_numbered(context, committed, named, batch, warm, first, full)

@@ -21,6 +21,7 @@ from policies.heads.fused import FusedDecoder
 from policies.heads.prepared import PreparedDecoder
 from policies.precision import DTYPES, precision_of, require_speed
 from vla_runtime.decoding.bac import Schedule
+from vla_runtime.decoding.compiled import CompiledBackbone, require_compiler
 from vla_runtime.decoding.denoise import noise_schedule
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
@@ -44,6 +45,7 @@ class Decode:
     given, instead of telling the network of them (real-time chunking at inference).
     graphs: CUDA graphs, captured before the first chunk: one from the observation to the rows, or, where the host asks
     after every round (confident, deadline), one of what encodes and one of a round.
+    compile: passes of the network compiled by torch.compile, with plain, before the first chunk.
     precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
     fp8, or in int8, which saves memory only; None as they were loaded, in fp32.
     ValueError for a mode that is not known, a schedule where none is used, and numbers out of range.
@@ -60,6 +62,7 @@ class Decode:
     refresh: tuple[int, ...] | None = None
     graphs: bool | None = None
     guide: bool | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in DTYPES:
@@ -87,6 +90,13 @@ class Decode:
             object.__setattr__(self, "refresh", tuple(self.refresh))
         if self.guide and (self.warm_start is not None or self.graphs):
             raise ValueError("decode.guide: expected no decode.warm_start and no decode.graphs beside it, got one")
+        if self.compile and (self.mode in ("exact", "bac") or self.guide or self.refresh is not None):
+            beside = [f"decode.{name}" for name in ("guide", "refresh") if getattr(self, name)]
+            other = beside[0] if beside else f"decode={self.mode}"
+            raise ValueError(
+                f"decode.compile: expected decode=plain, whose passes are compiled, got {other}; take decode=plain or "
+                "decode.compile=false"
+            )
         if self.deadline is not None and not self.deadline >= 0:
             raise ValueError(f"decode.deadline: expected at least 0 seconds, got {self.deadline}")
 
@@ -170,6 +180,19 @@ def with_steps(head: Any, decode: Decode) -> Any:
     return other
 
 
+def running(backbone: Any, decode: Decode) -> Any:
+    """What sessions ask instead of the backbone: compiled, or laid out for graphs, where that is asked for. ValueError
+    for compiling without a compiler and for graphs of weights that save memory only.
+    """
+    if decode.compile:
+        require_compiler(next(backbone.parameters()).device)
+        return CompiledBackbone(backbone)
+    if decode.graphs:
+        require_speed(precision_of(backbone))
+        return backbone.prepared_inference()
+    return backbone
+
+
 def asks_between_rounds(decode: Decode) -> bool:
     """Whether the host asks the device after every round, so that a chunk cannot be one graph."""
     return decode.confident is not None or decode.deadline is not None
@@ -180,14 +203,14 @@ def decoder_for(
 ) -> tuple[Callable[[], Decoder], dict[str, Any]]:
     """What makes decoders, one for a session, and what a row should say of them.
 
-    head: after `with_steps`. ValueError for what this policy cannot do.
+    head: after `with_steps`; backbone: after `running`. ValueError for what this policy cannot do.
     """
     facts = _facts(head)
-    if decode.graphs:
-        require_speed(precision_of(backbone))
-        facts["graphs"] = True
-        if head.name == "autoregressive":
-            raise ValueError("decode.graphs: expected a head whose passes are alike, got autoregressive")
+    for name in ("graphs", "compile"):
+        if getattr(decode, name):
+            facts[name] = True
+            if head.name == "autoregressive":
+                raise ValueError(f"decode.{name}: expected a head whose passes are alike, got autoregressive")
     if decode.mode == "auto":
         raise ValueError("decode=auto: expected plain, exact or bac here, where there is no checkpoint to name one")
     if isinstance(head, DiscreteDiffusion) and (decode.mode == "plain" or decode.refresh is not None):

@@ -29,9 +29,8 @@ from vla_runtime.decoding.emulated_cuda import EmulatedCapture, emulated_cuda, m
 
 @dataclass(frozen=True, slots=True)
 class ChunkLaunches:
-    """Of one chunk after the first. graph: kernels in its graphs; copied: tensors copied in; outside: kernels beside
-    them; waits, copies: of the host, blocking, in the graphs and beside them; at_begin: kernels of a session's begin
-    once everything is captured.
+    """Of one chunk after the first. graph: kernels in its graphs; copied: tensors copied on the device; outside:
+    kernels beside the graphs; waits, copies: of the host, blocking, in the graphs and beside them.
     """
 
     graph: int
@@ -39,7 +38,6 @@ class ChunkLaunches:
     outside: int
     waits: int
     copies: int
-    at_begin: int
 
 
 def count_chunk(policy: VLAPolicy, decode: Decode) -> ChunkLaunches:
@@ -50,14 +48,13 @@ def count_chunk(policy: VLAPolicy, decode: Decode) -> ChunkLaunches:
         move_to_fake_cuda(policy.backbone)
         move_to_fake_cuda(policy.own_head)
         asked = policy.decoding(decode, partial(EmulatedCapture, launches))
-        with launches.during("first"):
-            asked.begin(0).predict([now] * offsets)
-        for phase in ("graph", "copy in", "copy out"):
-            launches.kernels[phase].clear()
-        with launches.during("begin"):
-            session = asked.begin(1)
-        with launches.during("chunk"):
-            session.predict([later] * offsets)
+        chunks, head = asked.chunk_decoder(), asked.head
+        for phase, shown in (("first", now), ("chunk", later)):
+            for counted in ("copy in", "copy out"):
+                launches.kernels[counted].clear()
+            with launches.during(phase):
+                noise = head.draw(1, torch.Generator())
+                asked.actions(chunks(asked.batch([[shown] * offsets]), None, noise))
 
     def blocking(counts: Mapping[tuple[str, str, str], int]) -> int:
         return sum(count for (phase, *_), count in counts.items() if phase in ("graph", "copy in", "chunk"))
@@ -68,26 +65,26 @@ def count_chunk(policy: VLAPolicy, decode: Decode) -> ChunkLaunches:
         outside=launches.count("chunk") + launches.count("copy out"),
         waits=blocking(launches.waits),
         copies=blocking(launches.copies),
-        at_begin=launches.count("begin"),
     )
 
 
 def without_memory(values: Mapping[str, Any]) -> VLAPolicy:
     """A policy of a preset's shape (configs/preset) without weights, however large it is."""
-    return preset_policy({**values, "needs": None}, "meta")
+    return preset_policy({**values, "needs": None}, "meta", values.get("precision") or "fp32")
 
 
 def example_schedule(policy: VLAPolicy, updates: int = 10, bubble: int = 5) -> Schedule:
-    """A schedule of the shape that block-wise adaptive caching finds: of branches that are alike at neighbouring steps
-    at random. Its counts are those of a real one; what it decodes is worth nothing.
+    """A schedule of the shape that block-wise adaptive caching finds, of branches whose outputs drift at random, more
+    than half of it in common: it computes about as many branches as a real one. What it decodes is worth nothing.
     """
     head, backbone = policy.head, policy.backbone
     if not isinstance(head, Diffusion):
         raise ValueError(f"schedule: expected a diffusion head, got {head.name}")
     steps, rng = head.denoising.steps, np.random.default_rng(0)
     alike: dict[Any, Any] = {}
+    common = rng.uniform(0, 1, steps)
     for block in backbone.blocks():  # type: ignore[operator]
-        path = np.cumsum(rng.uniform(0, 1, steps))
+        path = np.cumsum(0.6 * common + 0.4 * rng.uniform(0, 1, steps))
         alike[block] = np.exp(-np.abs(path[:, None] - path) / steps)
     errors = {block: float(rng.uniform()) for block in alike}
     recording = Recording(alike, alike, errors, steps, head.denoising.sampler, policy.spec.weights, "cosine", "none")

@@ -46,6 +46,11 @@ class Pi0:
         self.model: Any = model
         self.model.train(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
     def branches(self) -> tuple[list[Branch], tuple[Block, ...]]:
         """The expert's residual branches, for `Adapted`, and their names."""
         return llama_like(self.model.model.dit.layers)

@@ -6,6 +6,8 @@ multiplies in eight bits, on a GPU that does (`policies.fp8`): it saves both. Re
 
 from __future__ import annotations
 
+import logging
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16,
 _INT8 = "Int8Tensor"
 # A vocabulary's output layer keeps 16 bits, as is usual; heads that use its tokens pick rows of it, which fp8 has not.
 _OUTPUT = "lm_head"
+_log = logging.getLogger(__name__)
 
 
 def set_precision(backbone: nn.Module, others: Sequence[nn.Module], device: torch.device | str, name: str) -> None:
@@ -31,6 +34,11 @@ def set_precision(backbone: nn.Module, others: Sequence[nn.Module], device: torc
     """
     if name == "fp8" and not fp8.multiplies(device):
         raise ValueError(f"decode.precision=fp8: expected a GPU that multiplies fp8, got {device}; take bf16")
+    if DTYPES[name] == torch.bfloat16 and torch.device(device).type == "cpu" and not _multiplies_bf16():
+        _log.warning(
+            "decode.precision=%s: expected a processor with AMX or AVX512-BF16, got one without, where bf16 is several "
+            "times slower than fp32; take decode.precision=fp32", name,
+        )  # fmt: skip
     for module in (backbone, *others):
         _convert(module, device, DTYPES[name])
     if name == "fp8":
@@ -44,6 +52,16 @@ def set_precision(backbone: nn.Module, others: Sequence[nn.Module], device: torc
                 f"decode.precision=int8: expected torchao, got {error}; run pip install 'vla_runtime[quantise]'"
             ) from error
         quantize_(backbone.requires_grad_(False), Int8WeightOnlyConfig(), _is_kept_in_int8)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor multiplies bf16 itself; of kinds other than x86, and with a PyTorch that does not say,
+    it is taken for granted.
+    """
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    if platform.machine().lower() not in ("x86_64", "amd64") or None in asked:
+        return True
+    return any(one() for one in asked if one is not None)
 
 
 def precision_of(backbone: nn.Module) -> str:

@@ -26,7 +26,7 @@ class VLASession:
         self._timed = policy.timed_decoder()
         self._warm, self._before = policy.warm_start(), policy.before()
         self._generator = torch.Generator().manual_seed(seed)
-        policy.capture()
+        policy.make_ready()
 
     @torch.no_grad()
     def predict(
@@ -84,7 +84,7 @@ class VLASession:
             target = self._before.rest(passed)
         if rows is not None:
             target = torch.cat([rows.to(target), target[:, count:]], dim=1)
-        return Guide(target, soft_weights(target.shape[1], count, passed))
+        return Guide(target, soft_weights(target.shape[1], count, passed).to(target))
 
 
 def _rows(given: Committed | None) -> Tensor | None:

@@ -7,57 +7,66 @@ weights, some keep nothing of the prefix; "plain" is always the first.
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from policies.adapted import Adapted
-from policies.calibration import Recorder, Recording, prefix_similarity, record, sampler_of, schedule
+from policies.calibration import prefix_similarity, record, sampler_of, schedule
 from policies.decoders import Decoder, MaskedDecoder, PlainDecoder
 from policies.decoding import AUTO, PLAIN, Decode, refreshable, with_steps
+from policies.frames import Frame
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.prepared import PreparedDecoder
-from policies.judging import Frame
-from policies.pi0 import Pi0, Pi0Context
 from policies.rivals import DiffusersCache, TorchDecoder
 from policies.vla import VLAPolicy
 from policies.warm_start import WarmStart
-from vla_runtime.decoding.bac import Schedule, adaptive, reuse_error, similarity
-from vla_runtime.decoding.feature_cache import CachedSteps, FeatureCache
+from vla_runtime.decoding.bac import Schedule, adaptive
+from vla_runtime.decoding.feature_cache import CachedSteps
 from vla_runtime.decoding.prefix import RefreshedPrefix
 
 # Where nobody says how many, of fewer steps.
 USUAL_STEPS = (10, 16)
 
 
+# The variant that a captured one, or one that reuses branches, is also compared with: the same sums as plain's.
+EXACT = "exact savings"
+
+
 @dataclass(slots=True)
 class Variant:
-    """One way from an observation to a chunk. backbone: what encodes and steps; head: what draws the noise.
+    """A decoding of an observation into a chunk. backbone: what encodes and steps; head: what draws the noise.
 
-    decoder: as a session's. captured: as CUDA graphs, whose work nobody counts.
-    warm: what an earlier chunk is kept in. begin: called before every decode, untimed.
-    evaluations: residual branches a chunk computes, None where nobody counts. comparable: to plain, chunk by chunk with
-    the same noise; another sampler is not. deviation, error: by episode.
+    decoder: as a session's, from a context to rows; whole: instead of it, from a batch to rows in one call, of which
+    no stages are timed and no operations counted. warm: what an earlier chunk is kept in. begin: called
+    before every decode, untimed. evaluations: residual branches a chunk computes, None where nobody counts.
+    comparable: to plain, chunk by chunk with the same noise; another sampler is not.
+    seconds: of whole chunks; stages: of each stage of chunks timed stage by stage. deviation, error: by episode.
     """
 
     name: str
     backbone: Any
     head: Any
-    decoder: Decoder
+    decoder: Decoder | None
     warm: WarmStart | None = None
     begin: Callable[[], None] = lambda: None
     evaluations: Callable[[], float | None] = lambda: None
-    captured: bool = False
-    seconds: list[list[float]] = field(default_factory=list)
+    whole: Any = None
+    seconds: list[float] = field(default_factory=list)
+    stages: list[list[float]] = field(default_factory=list)
     deviation: dict[int, list[float]] = field(default_factory=dict)
     error: dict[int, list[float]] = field(default_factory=dict)
     chunks: int = 0
     comparable: bool = True
+
+
+def captures(policy: Any) -> bool:
+    """Whether a policy's device can capture what runs on it as CUDA graphs."""
+    return bool(policy.device.type == "cuda")
 
 
 class Recomputed:
@@ -112,7 +121,10 @@ def variants_of(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], 
         return [plain, *_denoising(policy, made_from, config, named)]
     if isinstance(head, DiscreteDiffusion):
         return [plain, *_masked(policy, made_from, config)]
-    return [plain]
+    if head.name == "autoregressive":
+        return [plain]
+    captured = [_whole("captured", policy, Decode("plain", graphs=True))] if captures(policy) else []
+    return [plain, *captured, *_compiled(policy, config)]
 
 
 def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], named: Path | None) -> list[Variant]:
@@ -124,24 +136,31 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
         raise ValueError(f"updates: expected 1 to {recording.steps} (all steps), got {updates}")
     torchs = TorchDecoder(backbone)
     found = [Variant("torch nn.TransformerDecoder", torchs, head, PlainDecoder(head, torchs))]
-    found.append(_prepared("exact savings", policy, Decode("exact")))
+    found.append(_prepared(EXACT, policy, Decode("exact")))
     each = {f"bac {updates}, {bubble} bubbled": schedule(recording, "bac", updates, bubble) for bubble in bubbles}
     last, bac = list(each.items())[-1]
     even = schedule(recording, "uniform", updates)
     alone = CachedDecoder(head, backbone, bac)
-    found.append(_counted(Variant(last, backbone, head, alone), alone.cache))
+    found.append(counted(Variant(last, backbone, head, alone), alone.cache))
     apart = schedule(recording, "blockwise", updates)
     for name, made in {f"uniform {updates}": even, f"blockwise {updates}": apart, **each}.items():
         decoder = PreparedDecoder(head, backbone, made)
         assert decoder.cache is not None
-        found.append(_counted(Variant(f"{name} + exact", backbone, head, decoder), decoder.cache))
+        found.append(counted(Variant(f"{name} + exact", backbone, head, decoder), decoder.cache))
+    if captures(policy):
+        found.append(_whole(f"{EXACT}, captured", policy, Decode("exact", graphs=True)))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "schedule.json"
+            bac.save(path)
+            found.append(_whole(f"{last} + exact, captured", policy, Decode("bac", schedule=str(path), graphs=True)))
+    found += _compiled(policy, config)
     share = config["warm_start"]
     if share is not None:
         found.append(_prepared(f"warm start {share:g} + exact", policy, Decode("exact", warm_start=share)))
         decoder = PreparedDecoder(head, backbone, bac)
         assert decoder.cache is not None
         warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
-        found.append(_counted(Variant(f"{last}, warm start {share:g} + exact", backbone, head, decoder, warm),
+        found.append(counted(Variant(f"{last}, warm start {share:g} + exact", backbone, head, decoder, warm),
                               decoder.cache))  # fmt: skip
     for steps in _fewer(config["fewer_steps"], recording.steps):
         samplers = ("ddim", "dpm") if isinstance(head, Diffusion) else (None,)
@@ -180,6 +199,8 @@ def _masked(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any]) -> l
     for rounds in config["rounds"]:
         head = with_steps(policy.head, Decode("plain", steps=rounds))
         found.append(Variant(f"{rounds} rounds", backbone, head, MaskedDecoder(head, backbone, None)))
+        if captures(policy):
+            found.append(_whole(f"{rounds} rounds, captured", policy, Decode("plain", steps=rounds, graphs=True)))
         again = Recomputed(backbone)
         name = f"{rounds} rounds, keys and values of the context recomputed"
         found.append(Variant(name, again, head, MaskedDecoder(head, again, None)))
@@ -191,6 +212,7 @@ def _masked(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any]) -> l
     sure = with_steps(policy.head, Decode("plain", confident=config["confident"]))
     name = f"rounds until all are {config['confident']:.0%} sure"
     found.append(Variant(name, backbone, sure, MaskedDecoder(sure, backbone, None)))
+    found += _compiled(policy, config)
     return [*found, *_refreshed(policy, made_from)] if refreshable(backbone) else found
 
 
@@ -215,8 +237,28 @@ def _prepared(name: str, policy: VLAPolicy, decode: Decode) -> Variant:
     decoder = asked.decoder()
     found = Variant(name, policy.backbone, asked.head, decoder, asked.warm_start())
     if isinstance(decoder, PreparedDecoder) and decoder.cache is not None:
-        return _counted(found, decoder.cache)
+        return counted(found, decoder.cache)
     found.evaluations = _every(found)
+    return found
+
+
+def _whole(name: str, policy: VLAPolicy, decode: Decode) -> Variant:
+    """A variant that goes from a batch to rows in one call, as a session with graphs does."""
+    asked = policy.decoding(decode)
+    return Variant(name, policy.backbone, asked.head, None, asked.warm_start(), whole=asked.chunk_decoder())
+
+
+def _compiled(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:
+    """The plain decode with compiled passes, and captured where that is possible; none where that is not asked for.
+
+    Denoising captured in compiled passes is left out: it is as long as plain's, which nobody captures.
+    """
+    asked = captures(policy) if config["compile"] is None else config["compile"]
+    if not asked:
+        return []
+    found = [_whole("compiled", policy, Decode("plain", compile=True))]
+    if captures(policy) and not isinstance(policy.head, Diffusion | Flow):
+        found.append(_whole("compiled, captured", policy, Decode("plain", compile=True, graphs=True)))
     return found
 
 
@@ -226,98 +268,11 @@ def _every(one: Variant) -> Callable[[], float]:
     return lambda: float(steps * len(one.backbone.blocks()))
 
 
-def _counted(variant: Variant, cache: Any) -> Variant:
+def counted(variant: Variant, cache: Any) -> Variant:
+    """The variant, with the branches that its cache has computed divided by its chunks."""
+
     def count() -> float:
         return cache.evaluations / max(1, variant.chunks)  # type: ignore[no-any-return]
 
     variant.evaluations = count
     return variant
-
-
-class Pi0Head:
-    """What pi0 asks of a head here: its noise."""
-
-    name = "pi0"
-
-    def __init__(self, rows: int, size: int):
-        self._shape = (rows, size)
-
-    def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The sample to begin with."""
-        return {"start": torch.randn((batch, *self._shape), generator=generator)}
-
-
-class Pi0Decoder:
-    """pi0 sampled in `steps` Euler steps, its expert's branches reused as a cache's plan says."""
-
-    def __init__(self, model: Pi0, steps: int, cache: FeatureCache | None = None):
-        self._model, self._steps = model, steps
-        self._adapted = None if cache is None else Adapted(model.branches()[0], cache)
-        self.facts: dict[str, float] = {}
-
-    def __call__(
-        self, context: Pi0Context, committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any
-    ) -> Tensor:
-        if self._adapted is None:
-            return self._model.decode(context, noise["start"], self._steps)
-        with self._adapted as adapted:
-            return self._model.decode(context, noise["start"], self._steps, adapted)
-
-
-class Pi0Library:
-    """The model's own `sample_actions`, from images to actions: all of it counts as decoding."""
-
-    name = "transformers"
-
-    def __init__(self, model: Pi0, steps: int):
-        self._model, self._steps = model.model, steps
-        self.facts: dict[str, float] = {}
-
-    def features(self, batch: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor]]:
-        """Nothing yet."""
-        return (batch,)
-
-    def remember(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Nothing yet."""
-        return batch
-
-    def __call__(
-        self, context: Mapping[str, Tensor], committed: Any, noise: dict[str, Tensor], batch: int = 1, *warm: Any
-    ) -> Tensor:
-        start = noise["start"].to(context["state_BS"].dtype)
-        found: Tensor = self._model.sample_actions(
-            state=context["state_BS"], input_ids=context["ids_BN"], pixel_values=context["pixels_BC3HW"],
-            attention_mask=context["keep_BN"], pixel_attention_mask=context["cameras_BC"], noise=start,
-            num_steps=self._steps,
-        )  # fmt: skip
-        return found.float()
-
-
-def pi0_variants(model: Pi0, head: Pi0Head, seen: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[Variant]:
-    """Ways to sample pi0; "plain" is first. seen: an observation to make a schedule of."""
-    steps = int(model.model.config.num_inference_steps)
-    branches, blocks = model.branches()
-    every = steps * len(blocks)
-
-    def plain_variant(name: str, count: int) -> Variant:
-        done = float(every * count / steps)
-        return Variant(name, model, head, Pi0Decoder(model, count), evaluations=lambda: done)
-
-    recorder: Any = Recorder(len(blocks))
-    noise = head.draw(1, torch.Generator().manual_seed(config["seed"]))["start"].to(seen["state_BS"].device)
-    with Adapted(branches, recorder) as adapted:
-        model.decode(model.encode(seen), noise, steps, adapted)
-    flat = {block: recorder.flat(index) for index, block in enumerate(blocks)}
-    alike = {block: similarity(outputs) for block, outputs in flat.items()}
-    errors = {block: reuse_error(outputs) for block, outputs in flat.items()}
-    recording = Recording(alike, alike, errors, steps, "euler", None, "cosine", "one observation")
-    library = Pi0Library(model, steps)
-    found = [plain_variant("plain", steps), Variant("transformers' sample_actions", library, head, library)]
-    for updates in sorted({max(1, steps // 2), max(1, steps // 4)}, reverse=True):
-        for method, bubble in (("uniform", 0), ("bac", config["bubble"][-1])):
-            made = schedule(recording, method, updates, bubble)
-            plan = [{blocks.index(block) for block in made.updated(k)} for k in range(steps)]
-            cache = FeatureCache(plan, len(blocks))
-            found.append(_counted(Variant(f"{method} {updates}", model, head, Pi0Decoder(model, steps, cache)), cache))
-        found.append(plain_variant(f"{updates} steps", updates))
-    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,19 @@ def with_front(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for other in timed
         )
     return rows
+
+
+def captured_ways(ways: Mapping[str, Decode], figures: Mapping[str, Judgement], episodes: Array) -> dict[str, Decode]:
+    """Captured counterparts of the decodings on the front, by their names: graphs change a decoding's time, not its
+    chunks, and each takes seconds to capture. figures: of decodings without graphs; episodes: of every frame, int [F].
+    """
+    rows = with_front([row_of(name, figures[name], figures, episodes) for name in ways])
+    front = {row["variant"] for row in rows if row["front"]}
+    return {
+        f"{name}{CAPTURED}": replace(way, graphs=True)
+        for name, way in ways.items()
+        if name in front and way.refresh is None
+    }
 
 
 def best_of(rows: Sequence[Mapping[str, Any]], among: Collection[str], tolerance: float) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from policies.batch import Batch, Committed
 from policies.captured import PolicyGraphs
 from policies.chunks import ChunkDecoder, EagerChunks, TextCache, context_of
 from policies.decoders import Decoder
-from policies.decoding import PLAIN, Decode, decoder_for, require_precision, with_steps
+from policies.decoding import PLAIN, Decode, decoder_for, require_precision, running, with_steps
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.session import VLASession
 from policies.threads import one_thread
@@ -54,15 +55,15 @@ class VLAPolicy:
         self.own_head, self.trained_spec = head.eval(), spec
         self.backbone, self.head = backbone.eval(), with_steps(self.own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
-        module: Any = backbone
-        running: Any = module.prepared_inference() if decode.graphs else module
-        self._new_decoder, facts = decoder_for(self.head, running, decode, spec.weights)
-        self._running, self._text = running, TextCache(running)
+        self._running = running(backbone, decode)
+        if decode.graphs and capture is None:
+            require_cuda(self.device)
+        self._text = TextCache(self._running)
+        self._new_decoder, facts = decoder_for(self.head, self._running, decode, spec.weights)
         self._graphs: PolicyGraphs | None = None
         if decode.graphs:
-            if capture is None:
-                require_cuda(self.device)
-            self._graphs = PolicyGraphs(self.head, running, self._text, self._new_decoder, decode, capture)
+            self._graphs = PolicyGraphs(self.head, self._running, self._text, self._new_decoder, decode, capture)
+        self._lock, self._ready = Lock(), self._graphs is None and not decode.compile
         precision = require_precision(backbone, decode)
         tokenizer = getattr(self.head, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, BSpline) else None
@@ -163,24 +164,30 @@ class VLAPolicy:
 
     def close(self) -> None: ...
 
-    def capture(self) -> None:
-        """Capture every kind of decode there is, so that no chunk of an episode waits for it. Nothing after the first
-        time, and nothing without graphs.
+    @torch.no_grad()
+    def make_ready(self) -> None:
+        """Capture, or compile, every kind of decode there is, so that no chunk of an episode waits for it. Nothing
+        after the first time, and nothing where nothing is captured or compiled.
         """
-        if self._graphs is None:
-            return
-        spec: PolicySpec = self._spec
-        head: Any = self.head
-        images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
-        blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
-        given = self.committed(np.zeros((1, spec.action.size), np.float32)) if spec.max_committed else None
-        warm = self.warm_start()
-        self._graphs.capture(
-            lambda: self.batch([[blank] * len(spec.observation_offsets)]),
-            lambda: head.draw(1, torch.Generator()),
-            [None] if given is None else [None, given],
-            None if warm is None else warm.first,
-        )
+        with self._lock:
+            if self._ready:
+                return
+            spec: PolicySpec = self._spec
+            head: Any = self.head
+            images = {one.name: np.zeros((one.height, one.width, 3), np.uint8) for one in spec.cameras}
+            blank = Observation(np.zeros(spec.state.size, np.float32), images, "nothing", 0.0)
+            batch = self.batch([[blank] * len(spec.observation_offsets)])
+            noise = head.draw(1, torch.Generator())
+            row = np.zeros((1, spec.action.size), np.float32)
+            kinds = [None, self.committed(row)] if spec.max_committed else [None]
+            warm = self.warm_start()
+            if self._graphs is not None:
+                self._graphs.capture(batch, noise, kinds, None if warm is None else warm.first)
+            else:
+                chunks = self.chunk_decoder()
+                for given in kinds:
+                    chunks(batch, given, noise)
+            self._ready = True
 
     @one_thread()
     def together(self) -> Together:

@@ -16,8 +16,8 @@ import torch
 
 from policies.calibration import Recording, prefix_similarity, schedule
 from policies.decoding import PLAIN, Decode, refreshable
+from policies.frames import Frame
 from policies.heads.discrete_diffusion import DiscreteDiffusion
-from policies.judging import Frame
 from policies.vla import VLAPolicy
 from vla_runtime.decoding.bac import Block, Schedule, adaptive
 from vla_runtime.decoding.denoise import Denoising, noise_schedule

@@ -82,7 +82,12 @@ def test_every_way_to_denoise_is_timed_on_the_same_chunks(recorded, trained, tmp
         assert row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert row["expert_error"] > 0
         assert row["speedup_interval"][0] <= row["speedup"] <= row["speedup_interval"][1]
+        assert row["repeats"] == 4
+        assert row["speedup_over_exact"] > 0
         assert row["actions_per_s"] == pytest.approx(4e3 / row["p50_ms"], rel=0.02)
+    assert rows["exact savings"]["speedup_over_exact"] == 1
+    # Stages are timed in chunks of their own.
+    assert 0 < rows["plain"]["decode_p50_ms"] == found["stages_ms"]["decode"]
     assert set(found["stages_ms"]) == {"observe", "vision", "prefix", "decode", "post"}
 
 
@@ -102,6 +107,7 @@ def test_rounds_with_the_prefix_kept_and_computed_anew_say_the_same(recorded, tr
 def test_one_pass_heads_have_one_row(recorded, trained):
     found, _ = benched(f"policy={trained('beast')}", f"data={recorded}")
     assert [row["variant"] for row in found["rows"]] == ["plain"]
+    assert found["rows"][0]["speedup_over_exact"] is None
 
 
 def test_presets_need_no_data_and_claim_no_expert():
@@ -109,7 +115,9 @@ def test_presets_need_no_data_and_claim_no_expert():
     found, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10")
     assert not found["trained"]
     assert found["precision"] == "fp32"
-    half, _ = benched("preset=dp_t", *small, "preset.head.denoising.steps=10", "precision=bf16")
+    # As the preset names, where nothing else is asked for.
+    named = ["+preset.precision=bf16", "preset.head.denoising.steps=10"]
+    half, _ = benched("preset=dp_t", *small, *named)
     assert half["precision"] == "bf16"
     assert found["weights"] is None
     assert all(row["expert_error"] is None for row in found["rows"])

@@ -27,6 +27,8 @@ def bench(config: Config) -> Result:
     if config["preset"]["name"] is None and "folder" not in config["policy"]:
         raise BadArguments(f"policy: expected a trained policy or preset=, got {config['choices']['policy']}")
     for name in ("observations", "repeats", "episodes"):
+        if config[name] is None and name == "repeats":
+            continue
         if config[name] < 1:
             raise BadArguments(f"{name}: expected at least 1, got {config[name]}")
     if config["warmup"] < 1:
@@ -34,7 +36,7 @@ def bench(config: Config) -> Result:
     run = build({**config["bencher"], "_partial_": True})
     with tempfile.TemporaryDirectory() as folder:
         found = run(config, lambda: config["data"] or collect_few(config, Path(folder) / "demonstrations"))
-    Console(file=sys.stderr, width=150).print(_table(found))
+    Console(file=sys.stderr, width=160).print(_table(found))
     return found, 0
 
 
@@ -42,14 +44,15 @@ def _table(found: Mapping[str, Any]) -> Table:
     title = f"{found['policy']}, {found['device']}, {found['threads']} threads, {found['precision']}"
     table = Table(title=title, caption=", ".join(f"{name} {ms} ms" for name, ms in found["stages_ms"].items()))
     table.add_column("variant")
-    heads = ("p50 ms", "p95 ms", "p99 ms", "speed-up", "FLOPs", "branches", "chunks/s", "actions/s", "from plain")
-    for head in (*heads, "from recorded"):
+    heads = ("p50 ms", "p95 ms", "p99 ms", "speed-up", "over exact", "FLOPs", "branches", "chunks/s", "actions/s")
+    for head in (*heads, "from plain", "from recorded"):
         table.add_column(head, justify="right")
     for row in found["rows"]:
         error, branches, share = row["expert_error"], row["evaluations"], row["flops_ratio"]
+        over = row["speedup_over_exact"]
         table.add_row(
             row["variant"], *(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
-            f"{row['speedup']:.2f}x", "-" if share is None else f"{share:.1%}",
+            f"{row['speedup']:.2f}x", "-" if over is None else f"{over:.2f}x", "-" if share is None else f"{share:.1%}",
             "-" if branches is None else f"{branches:.0f}",
             f"{row['chunks_per_s']:.1f}", f"{row['actions_per_s']:.0f}",
             *("-" if value is None else f"{value:.4f}" for value in (row["deviation"], error)),

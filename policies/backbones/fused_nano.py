@@ -17,7 +17,7 @@ from policies.backbones.decoder import Context
 from policies.backbones.fused_steps import FusedSteps, write
 from policies.backbones.prepared_steps import Product, joined, laid
 from policies.batch import Batch
-from vla_runtime.decoding.image_kernels import TorchImages, TritonImages
+from vla_runtime.decoding.image_kernels import TorchImages, TritonImages, image_operations
 from vla_runtime.decoding.row_kernels import RowNorm, row_operations
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class FusedNano:
         self._backbone = backbone
         device = backbone.kinds.device
         self._rows = row_operations(device)
-        self._images = TritonImages if self._rows.__name__ == "TritonRows" else TorchImages
+        self._images = image_operations(device)
         with torch.no_grad():
             self._stems = [_Stem(backbone.stems[camera], self._images) for camera in backbone.config.cameras]
             self._trunk = [_TrunkLayer(layer) for layer in backbone.trunk]

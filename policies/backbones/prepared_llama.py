@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from policies.fp8 import Fp8Linear, fp8_product
-from vla_runtime.decoding import llama_kernels
+from vla_runtime.decoding import llama_kernels, triton_kernels
 
 # Rows, from the first to before the last, and how many keys they see.
 Group = tuple[int, int, int]
@@ -101,7 +101,7 @@ class PreparedLlama:
         scaling = llama.rotary_emb.attention_scaling
         self._cos, self._sin = turns.cos() * scaling, turns.sin() * scaling
         self._size = 2 * turns.shape[1]
-        llama_kernels.announce(turns.device)
+        triton_kernels.announce(turns.device)
 
     @property
     def depth(self) -> int:

@@ -181,17 +181,20 @@ class _Program:
             _Tables([places(update.before) for update in one.updates], places(one.after), places(one.kept))
             for one in stretches.stretches
         ]
-        self._old, self._new, self._expected = (
-            torch.tensor([getattr(one, name) for one in stretches.watched], device=device)
-            for name in ("old", "new", "expected")
-        )
+        pairs = [place for one in stretches.watched for place in (one.old, one.new)]
+        self._pairs = torch.tensor(pairs, dtype=torch.int32, device=device)
+        self._expected = torch.tensor([one.expected for one in stretches.watched], device=device)
 
     def gap(self, outputs: Tensor) -> Tensor | None:
         """The mean over what is watched of how much lower the cosine is than in calibration, float [B]."""
         if not self.stretches.watched:
             return None
-        old, new = (outputs.index_select(0, places).flatten(2).float() for places in (self._old, self._new))
-        return (self._expected[:, None] - torch.cosine_similarity(old, new, dim=2)).mean(0)
+        # [W, 2, B, L D]; all inner products of a pair are one product of matrices.
+        flat = outputs.index_select(0, self._pairs).float().view(len(self._expected), 2, outputs.shape[1], -1)
+        pairs = flat.transpose(1, 2).flatten(0, 1)
+        inner = torch.bmm(pairs, pairs.transpose(1, 2)).view(len(flat), -1, 2, 2)
+        lengths = (inner[..., 0, 0] * inner[..., 1, 1]).clamp_min(1e-16).sqrt()
+        return (self._expected[:, None] - inner[..., 0, 1] / lengths).mean(0)
 
 
 class _Tables:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,35 +83,6 @@ def test_operators_change_and_give_what_they_say(name):
     """What they write to, and the shapes that captures and counts of launches are made with."""
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(getattr(llama_kernels, name), EXAMPLES[name](), test_utils=checks)
-
-
-def test_a_gpu_without_triton_is_announced(monkeypatch, caplog):
-    monkeypatch.setattr(llama_kernels, "_has_triton", lambda: False)
-    with caplog.at_level(logging.WARNING):
-        llama_kernels.announce("cpu")
-        assert not caplog.records
-        assert not llama_kernels.fused("cuda")
-        llama_kernels.announce("cuda")
-    (line,) = caplog.messages
-    assert "expected Triton on cuda, got none" in line
-    assert "pip install triton" in line
-    monkeypatch.setattr(llama_kernels, "_has_triton", lambda: True)
-    assert llama_kernels.fused("cuda")
-    assert not llama_kernels.fused("cpu")
-
-
-@pytest.mark.parametrize(
-    ("script", "interpret", "said"), [("interpreted", "1", "equal"), ("compiled", "0", "compiled")]
-)
-def test_kernels_are_their_reference_lines_in_triton_s_interpreter_and_compile(need, tmp_path, script, interpret, said):
-    if importlib.util.find_spec("triton") is None:
-        need("triton")
-    places = {"PYTHONPATH": str(SUPPORT.parent.parent), "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, str(SUPPORT / f"{script}.py")], capture_output=True, text=True, timeout=120,
-        env={**os.environ, **places, "TRITON_INTERPRET": interpret},
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, f"{said}\n"), done.stderr
 
 
 @pytest.mark.gpu

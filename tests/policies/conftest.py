@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from decodes import TWELVE, Eager
+from decodes import TWELVE, graphs_without_a_gpu
 
-from policies import captured, vla
 from policies.calibration import record, schedule
 from policies.checkpoint import load_policy, save_policy
 from policies.recipe import Recipe
@@ -65,12 +64,4 @@ def scheduled(denoising, observations):
 @pytest.fixture
 def graphs_made(monkeypatch):
     """Those that are made, without a GPU."""
-    made = []
-
-    def make(run, example, device=None, to_host=False):
-        made.append(Eager(run, example))
-        return made[-1]
-
-    monkeypatch.setattr(vla, "require_cuda", lambda device: None)
-    monkeypatch.setattr(captured, "Captured", make)
-    return made
+    return graphs_without_a_gpu(monkeypatch)

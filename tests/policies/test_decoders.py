@@ -131,7 +131,8 @@ def test_what_is_captured_reads_no_values(
     folder = scheduled if mode == "bac" else tmp_path / "other"
     load_policy(folder, decode=Decode(mode, graphs=True)).begin(0)
     assert graphs_made
-    for graph in graphs_made:
+    # By plan and in full, without given rows and with them.
+    for graph in graphs_made[:: max(1, len(graphs_made) - 1)]:
         with torch.no_grad():
             make_fx(graph.run, tracing_mode="fake", _allow_non_fake_inputs=True)(*graph.inputs)
 

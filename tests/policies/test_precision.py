@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PI0Config, PI0ForConditionalGeneration
 
-from policies import fp8
+from policies import fp8, precision
 from policies.heads.diffusion import Diffusion
 from policies.precision import precision_of, require_speed, set_precision
 
@@ -141,3 +141,13 @@ def test_a_gpu_multiplies_in_eight_bits():
     wanted = eight(values).float()
     found = eight.cuda()(values.cuda()).cpu().float()
     assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_bf16_on_a_processor_that_does_not_multiply_it_is_announced(monkeypatch, caplog, multiplies):
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda: multiplies)
+    for name in ("fp32", "bf16"):
+        precision.set_precision(torch.nn.Linear(2, 2), [], "cpu", name)
+    assert ["decode.precision=bf16: expected a processor with AMX" in line for line in caplog.messages] == (
+        [] if multiplies else [True]
+    )

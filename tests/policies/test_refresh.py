@@ -8,7 +8,7 @@ import torch
 
 from policies.calibration import prefix_similarity
 from policies.decoding import Decode
-from policies.judging import Frame
+from policies.frames import Frame
 from policies.presets import preset_policy, random_observations
 from policies.ways import rounds_ways
 from vla_runtime.decoding.bac import adaptive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from policies import captured, vla
 from vla_runtime.decoding.graphs import CapturedBackbone
 
 # Denoising in steps that a test can afford.
@@ -21,6 +22,19 @@ class Eager:
         for mine, value in zip(self.inputs, given, strict=True):
             mine.copy_(value)
         return tuple(value.clone() for value in self.run(*self.inputs))
+
+
+def graphs_without_a_gpu(monkeypatch):
+    """Let policies with graphs be made without a GPU; the list of what stands where graphs would."""
+    made = []
+
+    def make(*arguments):
+        made.append(Eager(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(vla, "require_cuda", lambda device: None)
+    monkeypatch.setattr(captured, "Captured", make)
+    return made
 
 
 def captured_reads_no_values(backbone, batch, slots):

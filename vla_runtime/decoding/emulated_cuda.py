@@ -105,7 +105,7 @@ def move_to_fake_cuda(module: nn.Module) -> None:
 class EmulatedCapture:
     """Stands for `graphs.Captured` under emulation: the same calls, with what happens inside the graph counted apart.
 
-    Phases: "capture" for the warm-up, "copy in", "graph" and "copy out" for a replay.
+    Phases: "capture" for the first call, "copy in", "graph" and "copy out" for later ones.
     """
 
     def __init__(
@@ -117,16 +117,18 @@ class EmulatedCapture:
         to_host: bool = False,
     ):
         self.launches, self._run, self._to_host = launches, run, to_host
+        # The first call is the capture: buffers are made in it, and it counts apart.
+        self._captured = False
         with self.launches.during("capture"):
             self._inputs = [torch.empty_like(value, device="cuda:0") for value in example]
-            for _ in range(2):  # buffers are made in the first run
-                run(*self._inputs)
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        phase = "graph" if self._captured else "capture"
+        self._captured = True
         with self.launches.during("copy in"):
             for mine, value in zip(self._inputs, given, strict=True):
                 mine.copy_(value, non_blocking=True)
-        with self.launches.during("graph"):
+        with self.launches.during(phase):
             outputs = self._run(*self._inputs)
         with self.launches.during("copy out"):
             if self._to_host:  # the one wait of a chunk
@@ -259,10 +261,12 @@ def _convolved(
     images: Tensor, weight: Tensor, bias: Any, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     *_: Any,
 ) -> Tensor:  # fmt: skip
+    axes = range(images.ndim - 2)
+    strides, paddings, dilations = ([each[axis % len(each)] for axis in axes] for each in (stride, padding, dilation))
     sizes = [
-        (images.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1)
-        // stride[axis] + 1
-        for axis in range(images.ndim - 2)
+        (images.shape[2 + axis] + 2 * paddings[axis] - dilations[axis] * (weight.shape[2 + axis] - 1) - 1)
+        // strides[axis] + 1
+        for axis in axes
     ]  # fmt: skip
     return torch.empty((images.shape[0], weight.shape[0], *sizes), dtype=images.dtype, device=images.device)
 

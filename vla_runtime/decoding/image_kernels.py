@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from vla_runtime.decoding.triton_kernels import announce, fused
+
 
 def group_norm_gelu(
     values: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, rows: bool
@@ -57,6 +59,12 @@ class TritonImages:
         """As `image_kernels.pixels_to_unit`."""
         found: Tensor = torch.ops.vla.pixels_to_unit(planes.contiguous(), dtype)
         return found
+
+
+def image_operations(device: torch.device) -> type[TorchImages] | type[TritonImages]:
+    """Triton's where there is a CUDA device and Triton, else torch's."""
+    announce(device)
+    return TritonImages if fused(device) else TorchImages
 
 
 def _launch_group_norm_gelu(

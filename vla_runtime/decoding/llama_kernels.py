@@ -8,39 +8,16 @@ weights is `(values * scale) @ (weights * scales)`. Knows tensors, no network.
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-from functools import cache
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+from vla_runtime.decoding.triton_kernels import fused
 
 EIGHT_BITS = torch.float8_e4m3fn
 LARGEST = 448.0
 # A row of zeros has a scale, too.
 SMALLEST = 1e-12
-_log = logging.getLogger(__name__)
-
-
-def fused(device: torch.device | str) -> bool:
-    """Whether the operators are single kernels on this device: CUDA with Triton installed."""
-    return torch.device(device).type == "cuda" and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def announce(device: torch.device | str) -> None:
-    """Log a warning where a CUDA device will run the reference lines, several kernels each, for want of Triton."""
-    if torch.device(device).type == "cuda" and not fused(device):
-        _log.warning(
-            "llama kernels: expected Triton on %s, got none; the reference lines run instead, several times slower; "
-            "run pip install triton",
-            device,
-        )
 
 
 def rms_norm_lines(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:

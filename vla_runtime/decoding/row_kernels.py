@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from vla_runtime.decoding.triton_kernels import announce, fused
+
 # The columns of a step's coefficients, see `denoise.StepTable`.
 SAMPLE_IN, ANSWER_IN, KEPT, CLEAN, BEFORE, ANSWER, NOISE = range(7)
 
@@ -163,13 +165,8 @@ class TritonRows:
 
 def row_operations(device: torch.device) -> type[TorchRows] | type[TritonRows]:
     """Triton's where there is a CUDA device and Triton, else torch's."""
-    return TritonRows if device.type == "cuda" and _triton_is_there() else TorchRows
-
-
-def _triton_is_there() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None
+    announce(device)
+    return TritonRows if fused(device) else TorchRows
 
 
 def _launch_add_and_norm(

@@ -43,9 +43,9 @@ def page(calibration: Mapping[str, Any], chart: str) -> str:
     )  # fmt: skip
     note = (
         "<p class=soft>Distances are mean absolute differences in [-1, 1], from the full decode of the same sampler "
-        "with the same noise; brackets are 95 % bootstrap intervals over episodes. Milliseconds are of the decode "
-        "alone, one chunk at a time, in the median; work is counted in floating-point operations. Bold: nothing is "
-        "faster and as near.</p>"
+        "with the same noise; brackets are 95 % bootstrap intervals over episodes. Milliseconds are of one chunk at a "
+        "time, encoding of the observation included, in the median; work is counted in floating-point operations. "
+        "Bold: nothing is faster and as near.</p>"
     )
     parts = [f"<h1>{escape(title)}</h1>", f"<p class=soft>{told}</p>", f'<div class="card">{chart}</div>']
     parts += [section("Every way to decode", table(lines, heads) + note)]
