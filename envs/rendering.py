@@ -169,7 +169,8 @@ def _use(backend: str, probed: Probed) -> None:
 
 def _remedy() -> str:
     """How to make a backend draw."""
-    if os.environ.get(DEVICE, "").strip():
+    device = os.environ.get(DEVICE, "").strip()
+    if device and device != os.environ.get(_DRAWN_ON):
         return f"unset {DEVICE}, or set it to a device that draws; without EGL, MUJOCO_GL=osmesa; if neither: {REMEDY}"
     if os.environ.get("MUJOCO_GL", "").strip():
         return f"unset MUJOCO_GL, or set it to one of {', '.join(BACKENDS)}; if neither draws: {REMEDY}"

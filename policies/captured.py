@@ -9,7 +9,10 @@ nor sessions' noise.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from math import inf
 from threading import Lock
 from typing import Any
 
@@ -17,14 +20,16 @@ import torch
 from torch import Tensor
 
 from policies.batch import Batch, Committed
-from policies.chunks import ChunkDecoder, EagerChunks, TextCache, full_precision
+from policies.chunks import ChunkDecoder, EagerChunks, TextCache
 from policies.decoders import Facts, GraphDecoder, MaskedDecoder
 from policies.decoding import Decode, asks_between_rounds
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from vla_runtime.control.clock import Clock, SystemClock
-from vla_runtime.decoding.graphs import Captured, CapturedBackbone, tensors_of, with_tensors
+from vla_runtime.decoding.graphs import Captured, CapturedBackbone, GraphResources, tensors_of, with_tensors
 from vla_runtime.decoding.guidance import Guide
 
+# Graphs that are kept, and replays whose time is.
+_KEPT, _TIMED = 64, 20
 _log = logging.getLogger(__name__)
 
 
@@ -49,9 +54,9 @@ class PolicyGraphs:
         decode: Decode,
         make: Callable[..., Any] | None = None,
     ):
-        make = make or Captured
+        make = make or partial(Captured, resources=GraphResources())
         self._head, self._text, self._deadline = head, text, decode.deadline
-        self._chunks = None if asks_between_rounds(decode) else ChunkGraphs(backbone, text, new, make)
+        self._chunks = None if asks_between_rounds(head, decode) else ChunkGraphs(backbone, text, new, make)
         masked = isinstance(head, DiscreteDiffusion)
         self._passes: Any = CapturedBackbone(backbone, make) if masked else None
 
@@ -86,6 +91,9 @@ class PolicyGraphs:
                 timed(batch, given, noise)
             if self._chunks is not None:
                 self._chunks.capture(batch, given, noise, first)
+                if timed is not None:
+                    # Once more, for the time it takes, by which sessions with a deadline choose.
+                    self._chunks(batch, given, noise, None, 0, False)
         if self._chunks is not None:
             self._chunks.ready = True
 
@@ -115,7 +123,8 @@ class ChunkGraphs:
         self._backbone, self._text, self._new, self._make = backbone, text, new, make or Captured
         self._clock = clock or SystemClock()
         self._decoders: dict[int, GraphDecoder] = {1: new()}
-        self._known: dict[Hashable, Any] = {}
+        self._known: OrderedDict[Hashable, Any] = OrderedDict()
+        self._taken: deque[float] = deque(maxlen=_TIMED)
         self._lock = Lock()
         self.ready = False
 
@@ -134,6 +143,11 @@ class ChunkGraphs:
             self(batch, committed, noise, None, 0, full)
             if first is not None:
                 self(batch, committed, noise, torch.zeros_like(noise["start"]), first, full)
+
+    def takes(self) -> float:
+        """Seconds of the slowest of the last replays; infinite before the first."""
+        with self._lock:
+            return max(self._taken, default=inf)
 
     @torch.no_grad()
     def __call__(
@@ -161,8 +175,9 @@ class ChunkGraphs:
         given = tensors_of(value)
         key = (committed is None, warm is None, first, full, *(tuple(one.shape) for one in given))
         with self._lock:
-            if key not in self._known:
-                began = self._clock.now()
+            began = self._clock.now()
+            new = key not in self._known
+            if new:
                 self._known[key] = self._captured(value, names, tuple(noise), first, full, given)
                 if self.ready:
                     # Another instruction's length, or another size of a batch: what asked for it has waited.
@@ -170,7 +185,12 @@ class ChunkGraphs:
                         "decode.graphs: a graph was captured in mid-run, which took %.1f s; an instruction or a batch "
                         "of another size needs one of its own", self._clock.now() - began,
                     )  # fmt: skip
+                while len(self._known) > _KEPT:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
             rows, numbers = self._known[key](*given)
+            if not new:
+                self._taken.append(self._clock.now() - began)
         return rows, numbers
 
     def _captured(
@@ -183,8 +203,7 @@ class ChunkGraphs:
 
         def run(*values: Tensor) -> tuple[Tensor, Tensor]:
             images, state, text, noise, committed, warm = with_tensors(value, values)
-            with full_precision():
-                scene = self._backbone.encode_scene(dict(zip(names, images, strict=True)), state, *text)
+            scene = self._backbone.encode_scene(dict(zip(names, images, strict=True)), state, *text)
             context = self._backbone.postpone(*scene)
             named = dict(zip(drawn, noise, strict=True))
             return decoder.run_numbered(context, committed, named, batch, warm, first, full)
@@ -206,6 +225,10 @@ class GraphChunks:
 
     def begin(self, deadline: float | None) -> None:
         """As `ChunkDecoder`; a graph takes the time it takes."""
+
+    def in_time(self, deadline: float) -> bool:
+        """Whether a chunk can be expected within so many seconds, by those before."""
+        return self._graphs.takes() <= deadline
 
     def __call__(
         self,

@@ -7,8 +7,7 @@ units nor where noise comes from.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any, Protocol
 
@@ -108,21 +107,9 @@ class EagerChunks:
         return self._decode(context, committed, noise, len(batch))
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions in fp32 are computed in fp32 inside: cuDNN's own choice, TF32, moves actions by 1e-5."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 def context_of(backbone: Any, text: TextCache, batch: Batch) -> Any:
     """What a decoder is given of B samples."""
     encoded = text(batch.instructions)
-    with full_precision():
-        if isinstance(backbone, CapturedBackbone):
-            return backbone.context(batch.images, batch.state_BS, *encoded)
-        return backbone.remember(*backbone.encode_scene(batch.images, batch.state_BS, *encoded))
+    if isinstance(backbone, CapturedBackbone):
+        return backbone.context(batch.images, batch.state_BS, *encoded)
+    return backbone.remember(*backbone.encode_scene(batch.images, batch.state_BS, *encoded))

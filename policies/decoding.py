@@ -19,7 +19,7 @@ from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
 from policies.heads.fused import FusedDecoder
 from policies.heads.prepared import PreparedDecoder
-from policies.precision import DTYPES, precision_of, require_speed
+from policies.precision import DTYPES, precision_of
 from vla_runtime.decoding.bac import Schedule
 from vla_runtime.decoding.compiled import CompiledBackbone, require_compiler
 from vla_runtime.decoding.denoise import noise_schedule
@@ -43,8 +43,9 @@ class Decode:
     the prefix is computed anew; an approximation, unlike everything else about rounds.
     guide: of flow (plain) and diffusion (exact or bac), draw each chunk to the one before and to the rows that are
     given, instead of telling the network of them (real-time chunking at inference).
-    graphs: CUDA graphs, captured before the first chunk: one from the observation to the rows, or, where the host asks
-    after every round (confident, deadline), one of what encodes and one of a round.
+    graphs: CUDA graphs: one from the observation to the rows, or, where the host asks after every round (confident,
+    deadline), one of what encodes and one of a round. They are captured before the first chunk; a backbone whose
+    prompts are not padded (prismatic) captures at the first chunk with a prompt of another length.
     compile: passes of the network compiled by torch.compile, with plain, before the first chunk.
     precision: of the weights and of what the networks compute, fp32, bf16, or bf16 with the backbone's linear layers in
     fp8, or in int8, which saves memory only; None as they were loaded, in fp32.
@@ -182,20 +183,22 @@ def with_steps(head: Any, decode: Decode) -> Any:
 
 def running(backbone: Any, decode: Decode) -> Any:
     """What sessions ask instead of the backbone: compiled, or laid out for graphs, where that is asked for. ValueError
-    for compiling without a compiler and for graphs of weights that save memory only.
+    for compiling without a compiler.
     """
     if decode.compile:
         require_compiler(next(backbone.parameters()).device)
         return CompiledBackbone(backbone)
     if decode.graphs:
-        require_speed(precision_of(backbone))
         return backbone.prepared_inference()
     return backbone
 
 
-def asks_between_rounds(decode: Decode) -> bool:
-    """Whether the host asks the device after every round, so that a chunk cannot be one graph."""
-    return decode.confident is not None or decode.deadline is not None
+def asks_between_rounds(head: Any, decode: Decode) -> bool:
+    """Whether the host asks the device after every round, so that a chunk cannot be one graph. head: after
+    `with_steps`.
+    """
+    ends_early = isinstance(head, DiscreteDiffusion) and head.decoding.confident is not None
+    return ends_early or decode.deadline is not None
 
 
 def decoder_for(
@@ -261,6 +264,12 @@ def decoder_for(
     return _twins(head, backbone, schedule), facts
 
 
+def prepared_decoder(head: Diffusion | Flow, backbone: Any, schedule: Schedule | None = None) -> PreparedDecoder:
+    """A decoder with the exact savings, and with branches reused where there is a schedule: fused on a GPU."""
+    on_gpu = next(backbone.parameters()).device.type == "cuda"
+    return (FusedDecoder if on_gpu else PreparedDecoder)(head, backbone, schedule)
+
+
 def _twins(head: Diffusion | Flow, backbone: Any, schedule: Schedule | None) -> Callable[[], Decoder]:
     """Makes decoders that share what is computed from the weights, which is computed for the first of them."""
     made: list[PreparedDecoder] = []
@@ -269,8 +278,7 @@ def _twins(head: Diffusion | Flow, backbone: Any, schedule: Schedule | None) -> 
     def new() -> Decoder:
         with lock:
             if not made:
-                on_gpu = next(backbone.parameters()).device.type == "cuda"
-                made.append((FusedDecoder if on_gpu else PreparedDecoder)(head, backbone, schedule))
+                made.append(prepared_decoder(head, backbone, schedule))
         return made[0].twin()
 
     return new

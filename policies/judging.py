@@ -74,7 +74,7 @@ class _Way:
             chunks = self._many(batch, None, noise, *begun)
         else:
             chunks = self._many(context, None, noise, count, *begun)
-        gap = self._many.cache.gap() if isinstance(self._many, PreparedDecoder) and self._many.cache else None
+        gap = self._many.gap() if isinstance(self._many, PreparedDecoder) else None
         return chunks.cpu(), [] if gap is None else gap.tolist()
 
     def guess(self, now: Observation) -> Tensor | None:

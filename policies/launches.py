@@ -121,6 +121,7 @@ def table(presets: Iterable[Path], work: Path, only: Collection[str] = ()) -> li
         head: Any = policy.head
         decode = Decode(mode)
         if isinstance(head, Diffusion):
+            mode = f"exact, {head.denoising.sampler} {head.denoising.steps}"
             decode = Decode("exact", sampler=head.denoising.sampler, steps=head.denoising.steps)
         rows.append(_row(name, mode, named, decode))
     return rows

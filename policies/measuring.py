@@ -156,7 +156,7 @@ def _rows(
     mark: Callable[[], None] = lambda: None,
 ) -> Tensor:  # fmt: skip
     begun = () if guess is None or one.warm is None else (guess, one.warm.first)
-    batch = policy.batch([seen])
+    batch = (one.asked or policy).batch([seen])
     mark()
     one.chunks += 1
     if one.whole is not None:
@@ -173,6 +173,7 @@ def _rows(
 
 
 def noise_of(policy: Any, one: Variant, seed: int) -> dict[str, Tensor]:
-    """A variant's noise for one chunk, on the policy's device."""
+    """A variant's noise for one chunk, where it takes it from."""
     drawn = one.head.draw(1, torch.Generator().manual_seed(seed))
-    return {name: value.to(policy.device) for name, value in drawn.items()}
+    device = policy.device if one.asked is None else one.asked.input_device
+    return {name: value.to(device) for name, value in drawn.items()}

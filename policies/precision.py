@@ -39,6 +39,9 @@ def set_precision(backbone: nn.Module, others: Sequence[nn.Module], device: torc
             "decode.precision=%s: expected a processor with AMX or AVX512-BF16, got one without, where bf16 is several "
             "times slower than fp32; take decode.precision=fp32", name,
         )  # fmt: skip
+    if name == "fp32" and torch.device(device).type == "cuda":
+        # cuDNN's convolutions take TF32 unless told not to, which moves actions by 1e-5; products do not.
+        torch.backends.cudnn.allow_tf32 = False
     for module in (backbone, *others):
         _convert(module, device, DTYPES[name])
     if name == "fp8":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from policies.batch import Committed
+from policies.captured import GraphChunks
 from vla_runtime.decoding.guidance import Guide, soft_weights
 from vla_runtime.types import ActionChunk, Float, Observation
 
@@ -22,7 +23,7 @@ class VLASession:
     def __init__(self, policy: VLAPolicy, seed: int):
         self._policy = policy
         self._decode = policy.chunk_decoder()
-        # Used instead where a question has a deadline that the decoder cannot meet by making fewer rounds.
+        # Used instead where a question has a deadline that the one graph would miss: rounds that end early.
         self._timed = policy.timed_decoder()
         self._warm, self._before = policy.warm_start(), policy.before()
         self._generator = torch.Generator().manual_seed(seed)
@@ -34,7 +35,10 @@ class VLASession:
     ) -> ActionChunk:
         policy: Any = self._policy
         observation = observations[-1]
-        decode = self._decode if deadline is None or self._timed is None else self._timed
+        decode = self._decode
+        late = deadline is not None and isinstance(decode, GraphChunks) and not decode.in_time(deadline)
+        if late and self._timed is not None:
+            decode = self._timed
         decode.begin(deadline)
         # Noise last: a question that is refused draws none.
         batch, given, noise = policy.batch([observations]), policy.committed(committed), self.noise()

@@ -12,9 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 def finish(device: torch.device) -> None:
-    """Wait until everything that was asked of the device is done; a processor already is."""
+    """Wait until everything that this thread asked of the device is done; a processor already is.
+
+    Of its stream alone: while another thread captures a graph nobody may wait for the whole device.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from policies.calibration import prefix_similarity, record, sampler_of, schedule
 from policies.decoders import Decoder, MaskedDecoder, PlainDecoder
-from policies.decoding import AUTO, PLAIN, Decode, refreshable, with_steps
+from policies.decoding import AUTO, PLAIN, Decode, prepared_decoder, refreshable, with_steps
 from policies.frames import Frame
 from policies.heads.diffusion import Diffusion, Flow
 from policies.heads.discrete_diffusion import DiscreteDiffusion
@@ -42,8 +42,9 @@ class Variant:
     """A decoding of an observation into a chunk. backbone: what encodes and steps; head: what draws the noise.
 
     decoder: as a session's, from a context to rows; whole: instead of it, from a batch to rows in one call, of which
-    no stages are timed and no operations counted. warm: what an earlier chunk is kept in. begin: called
-    before every decode, untimed. evaluations: residual branches a chunk computes, None where nobody counts.
+    no stages are timed and no operations counted; asked: the policy that makes its batches. warm: what an earlier chunk
+    is kept in. begin: called before every decode, untimed. evaluations: residual branches a chunk computes, None where
+    nobody counts.
     comparable: to plain, chunk by chunk with the same noise; another sampler is not.
     seconds: of whole chunks; stages: of each stage of chunks timed stage by stage. deviation, error: by episode.
     """
@@ -56,6 +57,7 @@ class Variant:
     begin: Callable[[], None] = lambda: None
     evaluations: Callable[[], float | None] = lambda: None
     whole: Any = None
+    asked: Any = None
     seconds: list[float] = field(default_factory=list)
     stages: list[list[float]] = field(default_factory=list)
     deviation: dict[int, list[float]] = field(default_factory=dict)
@@ -144,7 +146,7 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
     found.append(counted(Variant(last, backbone, head, alone), alone.cache))
     apart = schedule(recording, "blockwise", updates)
     for name, made in {f"uniform {updates}": even, f"blockwise {updates}": apart, **each}.items():
-        decoder = PreparedDecoder(head, backbone, made)
+        decoder = prepared_decoder(head, backbone, made)
         assert decoder.cache is not None
         found.append(counted(Variant(f"{name} + exact", backbone, head, decoder), decoder.cache))
     if captures(policy):
@@ -157,7 +159,7 @@ def _denoising(policy: VLAPolicy, made_from: Frame, config: Mapping[str, Any], n
     share = config["warm_start"]
     if share is not None:
         found.append(_prepared(f"warm start {share:g} + exact", policy, Decode("exact", warm_start=share)))
-        decoder = PreparedDecoder(head, backbone, bac)
+        decoder = prepared_decoder(head, backbone, bac)
         assert decoder.cache is not None
         warm = policy.decoding(Decode("exact", warm_start=share)).warm_start()
         found.append(counted(Variant(f"{last}, warm start {share:g} + exact", backbone, head, decoder, warm),
@@ -245,7 +247,8 @@ def _prepared(name: str, policy: VLAPolicy, decode: Decode) -> Variant:
 def _whole(name: str, policy: VLAPolicy, decode: Decode) -> Variant:
     """A variant that goes from a batch to rows in one call, as a session with graphs does."""
     asked = policy.decoding(decode)
-    return Variant(name, policy.backbone, asked.head, None, asked.warm_start(), whole=asked.chunk_decoder())
+    whole = asked.chunk_decoder()
+    return Variant(name, policy.backbone, asked.head, None, asked.warm_start(), whole=whole, asked=asked)
 
 
 def _compiled(policy: VLAPolicy, config: Mapping[str, Any]) -> list[Variant]:

@@ -22,6 +22,7 @@ from policies.chunks import ChunkDecoder, EagerChunks, TextCache, context_of
 from policies.decoders import Decoder
 from policies.decoding import PLAIN, Decode, decoder_for, require_precision, running, with_steps
 from policies.heads.discrete_diffusion import DiscreteDiffusion
+from policies.precision import precision_of, require_speed
 from policies.session import VLASession
 from policies.threads import one_thread
 from policies.together import Together, can_answer_together
@@ -55,9 +56,11 @@ class VLAPolicy:
         self.own_head, self.trained_spec = head.eval(), spec
         self.backbone, self.head = backbone.eval(), with_steps(self.own_head, decode)
         self._warm_start, self._guide = decode.warm_start, bool(decode.guide)
+        if decode.graphs:
+            require_speed(precision_of(backbone))
+            if capture is None:
+                require_cuda(self.device)
         self._running = running(backbone, decode)
-        if decode.graphs and capture is None:
-            require_cuda(self.device)
         self._text = TextCache(self._running)
         self._new_decoder, facts = decoder_for(self.head, self._running, decode, spec.weights)
         self._graphs: PolicyGraphs | None = None
@@ -166,8 +169,9 @@ class VLAPolicy:
 
     @torch.no_grad()
     def make_ready(self) -> None:
-        """Capture, or compile, every kind of decode there is, so that no chunk of an episode waits for it. Nothing
-        after the first time, and nothing where nothing is captured or compiled.
+        """Capture, or compile, every kind of decode there is, so that chunks of an episode need not wait for it (but
+        for prompts of another length, where they are not padded). Nothing after the first time, and nothing where
+        nothing is captured or compiled.
         """
         with self._lock:
             if self._ready:

@@ -63,7 +63,7 @@ class Before:
 
     def keep(self, rows_1TA: Tensor, time: float, instruction: str) -> None:
         """Remember a chunk that answers an observation of `time`."""
-        self._last = rows_1TA, time, instruction
+        self._last = rows_1TA.to(self._neutral.device), time, instruction
 
 
 class WarmStart(Before):

@@ -26,14 +26,19 @@ class Context:
     """An encoded observation. memory: keys and values [B, H, N, D / H] of the context, one pair a layer.
 
     past: keys and values of slots that have been fixed by `extend`, one pair a layer; hidden_BLD: what the
-    decoder said at the slots fixed last. joined: memory as one tensor [layers, 2, B, H, N, D / H], where it was
-    made as one.
+    decoder said at the slots fixed last. joined: the memory as one tensor [layers, 2, B, H, N, D / H], instead, where
+    it was made as one; `pairs` are those of either.
     """
 
-    memory: Sequence[KeyValue]
+    memory: Sequence[KeyValue] = ()
     past: tuple[KeyValue, ...] = ()
     hidden_BLD: Tensor | None = None
     joined: Tensor | None = None
+
+    @property
+    def pairs(self) -> Sequence[KeyValue]:
+        """Keys and values of the context, one pair a layer."""
+        return self.memory if self.joined is None else [(pair[0], pair[1]) for pair in self.joined]
 
 
 class Attention(nn.Module):
@@ -164,6 +169,7 @@ class ActionDecoder(nn.Module):
         if mask_LL is not None and fixed:
             mask_LL = F.pad(mask_LL, (fixed, 0), value=True)
         kept: list[KeyValue] = []
+        pairs = context.pairs
 
         def attend_self(layer: Layer, index: int, slots: Tensor) -> Tensor:
             normed = layer.self_norm(slots)
@@ -175,7 +181,7 @@ class ActionDecoder(nn.Module):
             return layer.self_attention(normed, own, mask_LL)  # type: ignore[no-any-return]
 
         def attend_context(layer: Layer, index: int, slots: Tensor) -> Tensor:
-            memory = context.memory[index]
+            memory = pairs[index]
             if cond_BD is not None:
                 key, value = layer.cross_attention.keys_values(cond_BD[:, None])
                 memory = (torch.cat([memory[0], key], 2), torch.cat([memory[1], value], 2))

@@ -83,8 +83,7 @@ class FusedNano:
         layers, heads = self._backbone.decoder.layers, self._backbone.config.heads
         batch, tokens, width = tokens_BND.shape
         pairs = self._memory[0](tokens_BND).view(batch, tokens, len(layers), 2, heads, width // heads)
-        pairs = pairs.permute(2, 3, 0, 4, 1, 5)
-        return Context(tuple((pair[0], pair[1]) for pair in pairs), joined=pairs)
+        return Context(joined=pairs.permute(2, 3, 0, 4, 1, 5))
 
     def postpone(self, tokens_BND: Tensor) -> Context:
         """As `remember`."""

@@ -56,7 +56,7 @@ class FusedSteps:
         """Take over an observation's context for a decode whose branches are computed at `steps`."""
         pairs = context.joined
         if pairs is None:
-            pairs = torch.stack([torch.stack(pair) for pair in context.memory])
+            pairs = torch.stack([torch.stack(pair) for pair in context.pairs])
         if self._times is None:
             self._memory, self._lanes = pairs[None], None
             return

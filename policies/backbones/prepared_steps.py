@@ -126,7 +126,7 @@ class PreparedSteps:
 
     def begin(self, context: Context, first: int = 0, full: bool = False) -> None:
         """Take over an observation's context; the next step is step `first`. full: reuse nothing, whatever the plan."""
-        self._memory.fill(context.memory)
+        self._memory.fill(context.pairs)
         if self.cache is not None:
             self.cache.reset(first, full)
 

@@ -99,12 +99,15 @@ class FusedDecoder(PreparedDecoder):
         program = self._program(first, full)
         sample = self._started(noise["start"], warm, first)
         network, steps = self._network_rows, self._fused
-        given = network.prefix(committed, batch)
+        # Kernels read every sample's own: an expanded tensor has one for all.
+        given = network.prefix(committed, batch).contiguous()
         outputs, slots, normed, last = self._kept(program, given, sample)
         mapped = RowNetwork(
             network.embed.weight, network.embed.bias, network.places, steps.last_norm, network.out.weight,
             network.out.bias,
         )  # fmt: skip
+        # A guess of an earlier chunk, which weighs nothing, must not be one that is not finite.
+        last.zero_()
         drawn = noise.get("steps", sample.new_empty(0))
         steps.begin(context, program.steps)
         finished: Finished | None = None

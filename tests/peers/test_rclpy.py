@@ -54,7 +54,7 @@ def test_qualities_that_do_not_match_are_told(stage):
     stage.contract = stage.written("picky", replace(wanted, robot=replace(wanted.robot, cameras=cameras)))
     said, code, _ = last(stage.bridge("bridge", "patience=4.0"))
     assert code == 1
-    assert "got none of camera overhead, camera hand" in said["error"]
+    assert "got none of camera overhead (no readable message on /cameras/overhead), camera hand" in said["error"]
     assert "expected somebody who agrees on reliable, got another reliability" in said["error"]
     said, code, _ = last(robot)
     assert code == 1

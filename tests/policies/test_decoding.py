@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,14 +12,12 @@ import torch
 from decodes import TWELVE
 from playing import runner
 
-from policies import decoding
 from policies.checkpoint import load_policy, save_policy
 from policies.decoding import PLAIN, Decode
 from policies.warm_start import WarmStart, neutral_row
 from vla_runtime import rollout
 from vla_runtime.compose import BadArguments, load
 from vla_runtime.control.clock import SystemClock
-from vla_runtime.decoding.compiled import CompiledBackbone
 from vla_runtime.evaluation.folder import Job
 
 
@@ -332,34 +329,3 @@ def test_what_a_checkpoint_names_of_other_steps_is_left_with_them(make_policy, t
     assert (found.mode, found.sampler, found.steps, found.schedule) == ("bac", None, None, "mine.json")
     found = Decode(schedule="mine.json", sampler="ddim", steps=5).named(tmp_path, head)
     assert (found.mode, found.sampler, found.steps) == ("bac", "ddim", 5)
-
-
-@pytest.mark.parametrize("head", ["beast", "diffusion"])
-def test_compiled_passes_answer_as_plain_ones(make_policy, observations, monkeypatch, head):
-    """Each pass is traced as one whole; the code that is generated for it is tested where timings are made."""
-    plain = make_policy(head, **({"denoising": TWELVE} if head == "diffusion" else {}))
-    traced = partial(CompiledBackbone, compile=partial(torch.compile, backend="eager", fullgraph=True))
-    monkeypatch.setattr(decoding, "CompiledBackbone", traced)
-    compiled = plain.decoding(Decode("plain", compile=True))
-    assert compiled.spec.decode["compile"]
-    for observation in observations:
-        np.testing.assert_allclose(chunk(compiled, observation), chunk(plain, observation), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mode": "exact"}, "decode.compile: expected decode=plain, whose passes are compiled, got decode=exact"),
-        ({"mode": "bac"}, "got decode=bac"),
-        ({"mode": "plain", "guide": True}, "got decode.guide"),
-        ({"mode": "auto", "refresh": (0,)}, "got decode.refresh"),
-    ],
-)
-def test_compiling_what_has_no_passes_to_compile_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Decode(**options, compile=True)
-
-
-def test_compiling_a_head_whose_passes_grow_is_refused(make_policy):
-    with pytest.raises(ValueError, match=r"decode.compile: expected a head whose passes are alike, got autoregressive"):
-        make_policy("autoregressive").decoding(Decode("plain", compile=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -186,3 +188,10 @@ def test_messages_that_cannot_be_read_are_left_out_and_counted(tmp_path, caplog)
     assert report.left_out == {"/words": 3}
     assert caplog.text.count("left out") == 1
     assert "/words: left out, recorded at 100.100 s: std_msgs/msg/String: expected a message" in caplog.text
+
+
+def test_a_bridge_needs_no_mcap():
+    """It records bags and reads none, on computers where nobody has installed it."""
+    code = "import sys; sys.modules['mcap'] = None; import vla_runtime.bridge"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ def graphs_without_a_gpu(monkeypatch):
     """Let policies with graphs be made without a GPU; the list of what stands where graphs would."""
     made = []
 
-    def make(*arguments):
+    def make(*arguments, resources=None):
         made.append(Eager(*arguments))
         return made[-1]
 

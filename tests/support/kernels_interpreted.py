@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import denoisers
 import torch
 
+from policies.heads.fused import FusedDecoder
+from policies.heads.prepared import PreparedDecoder
 from vla_runtime.decoding import image_kernels as images
 from vla_runtime.decoding import row_kernels as rows
 
@@ -57,6 +60,28 @@ def launched(*arguments):
         torch.ops.vla.denoise_rows = before
 
 
+class InterpretedRows:
+    """What a decode on a GPU is given, on the CPU."""
+
+    @staticmethod
+    def add_and_norm(slots, outputs, places, norm, normed):
+        rows._launch_add_and_norm(slots, outputs, places, *norm, normed)
+
+    @staticmethod
+    def denoise_rows(*arguments):
+        launched(*arguments)
+
+
+def check_decodes():
+    """Whole decodes of two samples, with rows given and without: what they hand to kernels is what those take."""
+    for name in ("dpm", "flow"):
+        backbone, head = denoisers.parts(name)
+        reference, fused = PreparedDecoder(head, backbone), FusedDecoder(head, backbone, rows=InterpretedRows)
+        for given in (None, denoisers.given_rows(2, [2, 1])):
+            arguments = denoisers.observation(backbone, 2), given, denoisers.noise(head, 2), 2
+            compare([reference(*arguments)], [fused(*arguments)], 1e-4)
+
+
 def check_images():
     for channels, height, as_rows in itertools.product((16, 8), (5, 13), (False, True)):
         values = 3 * torch.randn(2, channels, height, height + 2)
@@ -79,3 +104,4 @@ if __name__ == "__main__":
     check_rows(torch.float32, 1e-5)
     check_rows(torch.bfloat16, 5e-2)
     check_images()
+    check_decodes()

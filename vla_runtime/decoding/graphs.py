@@ -7,7 +7,9 @@ execution is the reference. Knows no networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from threading import Lock
 from typing import Any
@@ -21,11 +23,27 @@ _WARM_UPS = 3
 _capturing = Lock()
 
 
+class GraphResources:
+    """What graphs that are never replayed at the same time share: a stream, memory, and a lock that sees to it."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._made: dict[torch.device, tuple[Any, Any]] = {}
+
+    def on(self, device: torch.device) -> tuple[Any, Any]:
+        """The stream, of the highest priority, since what answers a robot goes first, and the pool of memory."""
+        if device not in self._made:
+            with torch.cuda.device(device):
+                stream: Any = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+                self._made[device] = stream, torch.cuda.graph_pool_handle()
+        return self._made[device]
+
+
 class Captured:
     """A function from tensors to tensors, captured for the shapes of `example` and called with tensors of these.
 
-    Inputs may lie on the device or on the host; those of the host pass through pinned memory. Calls may come from
-    several threads, one after another: the graph has a stream of its own, and its caller holds a lock.
+    Inputs may lie on the device or on the host; where answers go back to the host, inputs of the host pass through
+    pinned memory. Calls may come from any thread.
 
     Args:
         run: what is captured; it asks the device nothing.
@@ -33,6 +51,7 @@ class Captured:
         device: the CUDA device, by default that of the first example.
         to_host: whether answers come back as tensors of the host, for which the call waits once; otherwise they are
             cloned on the device, and nothing waits.
+        resources: shared with graphs that take turns with this one, by default its own.
 
     ValueError for a device that is not CUDA and for calls with other shapes.
     """
@@ -43,17 +62,14 @@ class Captured:
         example: Sequence[Tensor],
         device: torch.device | None = None,
         to_host: bool = False,
+        resources: GraphResources | None = None,
     ):
         self._device = example[0].device if device is None else device
         require_cuda(self._device)
-        self._inputs = [value.to(self._device, copy=True) for value in example]
-        self._staged = [
-            torch.empty(value.shape, dtype=value.dtype, pin_memory=True) if value.device.type == "cpu" else None
-            for value in example
-        ]
-        with _capturing, torch.cuda.device(self._device):
-            # Of the highest priority: what answers a robot goes before whatever else the device does.
-            self._stream: Any = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+        self._resources = resources or GraphResources()
+        self._stream, pool = self._resources.on(self._device)
+        with self._resources.lock, _capturing, _collector_off(), torch.cuda.device(self._device):
+            self._inputs = [value.to(self._device, copy=True) for value in example]
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
@@ -61,23 +77,27 @@ class Captured:
             torch.cuda.current_stream().wait_stream(self._stream)
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may allocate and copy meanwhile.
-            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+            mode = "thread_local"
+            with torch.cuda.graph(self._graph, pool=pool, stream=self._stream, capture_error_mode=mode):
                 self._outputs = run(*self._inputs)
+        self._staged: list[Tensor | None] = [None] * len(example)
         self._answers: list[Tensor] | None = None
         if to_host:
-            self._answers = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in self._outputs]
+            self._staged = [_pinned(value) if value.device.type == "cpu" else None for value in example]
+            self._answers = [_pinned(value) for value in self._outputs]
             self._done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for mine, given in zip(self._inputs, inputs, strict=True):
             if mine.shape != given.shape:
                 raise ValueError(f"decode.graphs: expected a tensor {list(mine.shape)}, got {list(given.shape)}")
-        with torch.cuda.device(self._device):
+        with self._resources.lock, torch.cuda.device(self._device):
             caller = torch.cuda.current_stream()
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
                 for mine, staged, given in zip(self._inputs, self._staged, inputs, strict=True):
                     if staged is not None and given.device.type == "cpu":
+                        # Free again: the call before waited for its answers.
                         staged.copy_(given)
                         mine.copy_(staged, non_blocking=True)
                     else:
@@ -95,6 +115,23 @@ class Captured:
                 # Its memory is the stream's; it is not to be given away while the caller still reads.
                 answer.record_stream(caller)
             return answers
+
+
+def _pinned(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No collection of garbage inside: graphs and pinned memory that it frees would end a capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class CapturedBackbone:

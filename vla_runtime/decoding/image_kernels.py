@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vla_runtime.decoding.triton_kernels import announce, fused
+from vla_runtime.decoding.triton_kernels import announce, fused, on_device_of
 
 
 def group_norm_gelu(
@@ -74,9 +74,11 @@ def _launch_group_norm_gelu(
 
     batch, channels, height, width = values.shape
     answer = _fake_group_norm_gelu(values, shift, weight, bias, groups, eps, rows)
-    group_norm_gelu_kernel[(batch * groups,)](
-        values, shift, weight, bias, answer, eps, channels, channels // groups, height * width, groups, BLOCK, ROWS=rows
-    )
+    with on_device_of(values):
+        group_norm_gelu_kernel[(batch * groups,)](
+            values, shift, weight, bias, answer, eps, channels, channels // groups, height * width, groups, BLOCK,
+            ROWS=rows,
+        )  # fmt: skip
     return answer
 
 
@@ -91,7 +93,8 @@ def _launch_pixels_to_unit(planes: Tensor, dtype: torch.dtype) -> Tensor:
     from vla_runtime.decoding.image_kernels_triton import BLOCK, pixels_to_unit_kernel
 
     answer = torch.empty_like(planes, dtype=dtype)
-    pixels_to_unit_kernel[(-(-planes.numel() // BLOCK),)](planes, answer, planes.numel(), BLOCK)
+    with on_device_of(planes):
+        pixels_to_unit_kernel[(-(-planes.numel() // BLOCK),)](planes, answer, planes.numel(), BLOCK)
     return answer
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vla_runtime.decoding.triton_kernels import fused
+from vla_runtime.decoding.triton_kernels import fused, on_device_of
 
 EIGHT_BITS = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -141,7 +141,8 @@ def _(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tenso
         return rms_norm_lines(hidden, added, weight, eps)
     from vla_runtime.decoding import llama_triton
 
-    return llama_triton.add_rms_norm(hidden, added, weight, eps)
+    with on_device_of(hidden):
+        return llama_triton.add_rms_norm(hidden, added, weight, eps)
 
 
 @add_rms_norm_fp8.register_kernel("cuda")
@@ -150,7 +151,8 @@ def _(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple
         return _add_rms_norm_fp8(hidden, added, weight, eps)
     from vla_runtime.decoding import llama_triton
 
-    return llama_triton.add_rms_norm_fp8(hidden, added, weight, eps)
+    with on_device_of(hidden):
+        return llama_triton.add_rms_norm_fp8(hidden, added, weight, eps)
 
 
 @rope_write.register_kernel("cuda")
@@ -159,7 +161,8 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor, memory: Tensor, heads: int, first: 
         return rope_lines(qkv, cos, sin, memory, heads, first)
     from vla_runtime.decoding import llama_triton
 
-    return llama_triton.rope_write(qkv, cos, sin, memory, heads, first)
+    with on_device_of(qkv):
+        return llama_triton.rope_write(qkv, cos, sin, memory, heads, first)
 
 
 @silu_mul.register_kernel("cuda")
@@ -168,7 +171,8 @@ def _(gate_up: Tensor) -> Tensor:
         return silu_mul_lines(gate_up)
     from vla_runtime.decoding import llama_triton
 
-    return llama_triton.silu_mul(gate_up)
+    with on_device_of(gate_up):
+        return llama_triton.silu_mul(gate_up)
 
 
 @silu_mul_fp8.register_kernel("cuda")
@@ -177,7 +181,8 @@ def _(gate_up: Tensor) -> tuple[Tensor, Tensor]:
         return _silu_mul_fp8(gate_up)
     from vla_runtime.decoding import llama_triton
 
-    return llama_triton.silu_mul_fp8(gate_up)
+    with on_device_of(gate_up):
+        return llama_triton.silu_mul_fp8(gate_up)
 
 
 @quantise_rows.register_kernel("cuda")
@@ -186,4 +191,5 @@ def _(values: Tensor) -> tuple[Tensor, Tensor]:
         return quantise_lines(values)
     from vla_runtime.decoding import llama_triton
 
-    return llama_triton.quantise_rows(values)
+    with on_device_of(values):
+        return llama_triton.quantise_rows(values)

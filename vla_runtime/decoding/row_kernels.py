@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from vla_runtime.decoding.triton_kernels import announce, fused
+from vla_runtime.decoding.triton_kernels import announce, fused, on_device_of
 
 # The columns of a step's coefficients, see `denoise.StepTable`.
 SAMPLE_IN, ANSWER_IN, KEPT, CLEAN, BEFORE, ANSWER, NOISE = range(7)
@@ -174,10 +174,12 @@ def _launch_add_and_norm(
 ) -> None:
     from vla_runtime.decoding.row_kernels_triton import add_and_norm_kernel, power_of_two
 
+    assert all(one.is_contiguous() for one in (slots, outputs, normed))
     width, rows = slots.shape[-1], slots.shape[:-1].numel()
-    add_and_norm_kernel[(rows,)](
-        slots, outputs, places, weight, bias, normed, eps, places.numel(), rows, width, power_of_two(width)
-    )
+    with on_device_of(slots):
+        add_and_norm_kernel[(rows,)](
+            slots, outputs, places, weight, bias, normed, eps, places.numel(), rows, width, power_of_two(width)
+        )
 
 
 def _launch_denoise_rows(
@@ -188,15 +190,17 @@ def _launch_denoise_rows(
     from vla_runtime.decoding.row_kernels_triton import denoise_rows_kernel, power_of_two
 
     (batch, rows, size), width = sample.shape, embed.shape[0]
+    assert all(one.is_contiguous() for one in (sample, last, noise, table, outputs, embed, out, *finished, *begun))
     length = outputs.shape[2]
     starts = begun[4].numel() > 0
-    denoise_rows_kernel[(batch * length,)](
-        sample, last, noise, table, outputs, embed, embed_bias, places, weight, bias, out, out_bias,
-        finished[0], finished[1], finished[2], begun[0], begun[1], begun[2], begun[3], begun[4], begun[5],
-        eps, begun_eps, step, end, finished[1].numel(), finished[2].numel(), begun[0].numel(), batch * length,
-        batch * rows, length, rows, size, width, power_of_two(size), power_of_two(width),
-        CLIP=clip, DRAWS=noise.numel() > 0, FINISHES=end > step, BEGINS=starts,
-    )  # fmt: skip
+    with on_device_of(sample):
+        denoise_rows_kernel[(batch * length,)](
+            sample, last, noise, table, outputs, embed, embed_bias, places, weight, bias, out, out_bias,
+            finished[0], finished[1], finished[2], begun[0], begun[1], begun[2], begun[3], begun[4], begun[5],
+            eps, begun_eps, step, end, finished[1].numel(), finished[2].numel(), begun[0].numel(), batch * length,
+            batch * rows, length, rows, size, width, power_of_two(size), power_of_two(width),
+            CLIP=clip, DRAWS=noise.numel() > 0, FINISHES=end > step, BEGINS=starts,
+        )  # fmt: skip
 
 
 def _nothing(*_: object) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Not specialised on their values: a plan has many, and each would be compiled apart.
+_COUNTS = ["step", "end", "after_count", "kept_count", "before_count", "all_rows", "chunk_rows"]
+
 
 def power_of_two(size: int) -> int:
     """The width of a block that holds `size` values, at least 16."""
@@ -32,7 +35,7 @@ def _summed(values, outputs, places, count, row, rows, columns, inside, width: t
     return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "rows"])
 def add_and_norm_kernel(
     slots, outputs, places, weight, bias, normed, eps, count, rows,
     width: tl.constexpr, block: tl.constexpr,
@@ -46,7 +49,7 @@ def add_and_norm_kernel(
     tl.store(normed + row * width + columns, _normed(values, weight, bias, eps, columns, inside, width), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def denoise_rows_kernel(
     sample, last, noise, table, outputs, embed, embed_bias, positions,
     weight, bias, out, out_bias, slots, after, kept, before,

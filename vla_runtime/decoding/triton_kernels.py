@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +22,11 @@ def fused(device: torch.device | str) -> bool:
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Inside, Triton launches on this tensor's device; it takes the current one otherwise."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 @cache

@@ -8,23 +8,34 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
-from vla_runtime.ros.mcap_scan import McapScan
 from vla_runtime.ros.messages import decode, decoded
 from vla_runtime.ros.sqlite_scan import SqliteScan
 from vla_runtime.types import SpecMismatch
 
-Scan = McapScan | SqliteScan
+if TYPE_CHECKING:
+    from vla_runtime.ros.mcap_scan import McapScan
+
+    Scan = McapScan | SqliteScan
+
+
+def _mcap_scan(path: Path) -> McapScan:
+    # Late: a bridge reads no bags, and runs where nobody has installed mcap.
+    from vla_runtime.ros.mcap_scan import McapScan
+
+    return McapScan(path)
+
+
 # What reads a file from its front that its reader cannot open.
-_SCANS: dict[str, type[Scan]] = {".mcap": McapScan, ".db3": SqliteScan}
+_SCANS: dict[str, Callable[[Path], Scan]] = {".mcap": _mcap_scan, ".db3": SqliteScan}
 _DIGITS = re.compile(r"(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -101,7 +112,7 @@ class Bag:
     def topics(self) -> set[str]:
         topics: set[str] = set()
         for part in self._parts:
-            if isinstance(part, Scan):
+            if not isinstance(part, AnyReader):
                 topics |= set(part.topics)
             else:
                 topics |= {connection.topic for connection in part.connections if connection.msgcount}
@@ -113,7 +124,7 @@ class Bag:
         ValueError where a file turns out to be damaged.
         """
         for part in self._parts:
-            if isinstance(part, Scan):
+            if not isinstance(part, AnyReader):
                 for topic, kind, nanoseconds, data in part.messages():
                     if topics is None or topic in topics:
                         yield Raw(topic, kind, nanoseconds / 1e9, data, None)

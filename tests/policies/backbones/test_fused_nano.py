@@ -36,7 +36,7 @@ def test_every_pass_answers_as_the_backbone_s(backbone, count, side):
     prepared, shown = backbone.prepared_inference(), batch(backbone, count, side)
     torch.testing.assert_close(prepared.features(shown)[0], backbone.features(shown)[0], rtol=0, atol=1e-5)
     wanted, found = backbone.encode(shown), prepared.encode(shown)
-    for one, other in zip(wanted.memory, found.memory, strict=True):
+    for one, other in zip(wanted.pairs, found.pairs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     slots = torch.randn(count, 5, 32, generator=torch.Generator().manual_seed(1))
     before = slots.clone()
